@@ -1,0 +1,160 @@
+"""Every setting: its type, its default and its limits.
+
+Rule: a setting is checked once, here; inside, it is trusted.
+`reference.toml` beside this file shows the unit and the reason of each (a test proves that both
+agree); `loading.py` reads them from files, variables and arguments.
+Building `Settings` directly reads nothing from outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# The widest record that a specification may have (design: at most 48 bytes for `payments`), and
+# twice of it, for a segment is copied into a larger one while both exist.
+_BYTES_OF_A_GROWING_EVENT = 2 * 48
+_KIB = 1024
+_YEAR_S = 366 * 86_400
+# 1970-01-01 to 2200-01-01: what integer milliseconds in the records are laid out for.
+_EARLIEST_MS, _LATEST_MS = 0, 7_258_118_400_000
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        # pydantic reads True as 1, which would make `max_events = true` a limit of one event.
+        if isinstance(value, bool):
+            raise ValueError("a truth value is no value of this setting")
+        return value
+
+
+class StoreSettings(_Group):
+    """What is kept of entities and payments, for how long, and where."""
+
+    specification: str = Field(default="payments", min_length=1)
+    path: Path | None = None
+    horizon_s: int = Field(default=86_400, ge=0, le=_YEAR_S)
+    skew_s: int = Field(default=60, ge=0, le=86_400)
+    max_entities: Count = 2_000_000
+    max_payments: Count = 8_000_000
+    max_events_per_entity: int = Field(default=16_384, ge=1, le=2**31 - 1)
+    arena_bytes: int = Field(default=4 * _KIB**3, ge=4 * _KIB)
+
+
+class CacheSettings(_Group):
+    """The score cache in memory."""
+
+    max_bytes: int = Field(default=256 * _KIB**2, ge=4 * _KIB)
+    probe_share: Share = 0.001
+    valid_until_cap_s: int = Field(default=3_600, ge=0, le=_YEAR_S)
+    valid_until_max_steps: int = Field(default=16, ge=1, le=65_536)
+    inflight_wait_s: float = Field(default=5.0, ge=0.0, le=600.0)
+
+
+class ModelSettings(_Group):
+    """How models are trained, where their thresholds lie, and how they are checked."""
+
+    decline_rate: Share = 0.005
+    review_rate: Share = 0.01
+    golden_rows: Count = 256
+    num_trees: int = Field(default=200, ge=1, le=100_000)
+    learning_rate: float = Field(default=0.05, gt=0.0, le=1.0)
+    num_leaves: int = Field(default=63, ge=2, le=131_072)
+    min_child_samples: Count = 50
+    lambda_l2: float = Field(default=1.0, ge=0.0)
+    seed: int = Field(default=7, ge=0, le=2**31 - 1)
+
+
+class ReplaySettings(_Group):
+    """What a replay compares the scorer with."""
+
+    foresight_window_s: int = Field(default=1_800, ge=1, le=_YEAR_S)
+    oracle_share: Share = 0.001
+
+
+class InputSettings(_Group):
+    """The limits of what is taken in."""
+
+    max_string_bytes: int = Field(default=256, ge=1, le=65_535)
+    earliest_ms: int = Field(default=946_684_800_000, ge=_EARLIEST_MS, le=_LATEST_MS)
+    latest_ms: int = Field(default=4_102_444_800_000, ge=_EARLIEST_MS, le=_LATEST_MS)
+    max_batch_rows: Count = 1_000_000
+    max_listed_rows: Count = 20
+
+
+class OutputSettings(_Group):
+    """How long commands say where they are."""
+
+    progress_line_s: float = Field(default=5.0, gt=0.0, le=3_600.0)
+
+
+class Settings(BaseSettings):
+    """All settings; frozen.
+
+    Raises pydantic's `ValidationError` (a `ValueError`); `load_settings` translates it.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    store: StoreSettings = StoreSettings()
+    cache: CacheSettings = CacheSettings()
+    model: ModelSettings = ModelSettings()
+    replay: ReplaySettings = ReplaySettings()
+    input: InputSettings = InputSettings()
+    output: OutputSettings = OutputSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed; the environment enters through `load_settings` alone."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        broken = [sentence for holds, sentence in _relations(self) if not holds]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+
+def _relations(settings: Settings) -> list[tuple[bool, str]]:
+    store, model, taken = settings.store, settings.model, settings.input
+    arena_needed = _BYTES_OF_A_GROWING_EVENT * store.max_events_per_entity
+    return [
+        (
+            store.max_payments >= store.max_events_per_entity,
+            f"store.max_payments = {store.max_payments} is below store.max_events_per_entity"
+            f" = {store.max_events_per_entity}, which could then never be reached",
+        ),
+        (
+            store.arena_bytes >= arena_needed,
+            f"store.arena_bytes = {store.arena_bytes} is below {arena_needed}, what one entity of"
+            f" store.max_events_per_entity = {store.max_events_per_entity} events takes to grow",
+        ),
+        (
+            model.decline_rate + model.review_rate <= 1.0,
+            f"model.decline_rate = {model.decline_rate} and model.review_rate"
+            f" = {model.review_rate} add up to more than 1",
+        ),
+        (
+            taken.earliest_ms < taken.latest_ms,
+            f"input.earliest_ms = {taken.earliest_ms} is not before input.latest_ms"
+            f" = {taken.latest_ms}",
+        ),
+    ]

@@ -1,0 +1,112 @@
+"""The command line: finds the command, imports its module alone, and turns errors into exit codes.
+
+Rule: what was not asked for is not imported, so that `freshscore --help` answers at once.
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import freshscore
+from freshscore.arguments import add_shared_arguments
+from freshscore.config.errors import FreshscoreError
+
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# The words of each command, and its line in the help. The module is freshscore.commands.<words
+# joined by _>.
+COMMANDS: dict[str, str] = {
+    "generate": "make payments like the Handbook's, of any size and seed, frauds included",
+    "settings show": "every setting, its value and where that came from",
+    "settings reference": "the reference file: every setting with its default, unit and reason",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except FreshscoreError as problem:
+        return _say(str(problem))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as problem:
+        return _say(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing more to say, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _run(words: list[str]) -> int:
+    name = _command_of(words)
+    if name is None:
+        return _no_command(words)
+    module = importlib.import_module(f"freshscore.commands.{name.replace(' ', '_')}")
+    parser = argparse.ArgumentParser(
+        prog=f"freshscore {name}", description=COMMANDS[name], allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    add_shared_arguments(parser)
+    code: int = module.run(parser.parse_args(words[len(name.split()) :]))
+    return code
+
+
+def _command_of(words: Sequence[str]) -> str | None:
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and name in COMMANDS:
+            return name
+    return None
+
+
+def _no_command(words: Sequence[str]) -> int:
+    """Answer what names no command: the general options, or an error that lists what there is."""
+    if words[:1] == ["--version"]:
+        print(f"freshscore {freshscore.__version__}")
+        return DONE
+    leading = [word for word in words if not word.startswith("-")]
+    group = {name: line for name, line in COMMANDS.items() if name.split()[:1] == leading[:1]}
+    if "--help" in words or "-h" in words:
+        print(_help(group if leading and group else COMMANDS))
+        return DONE
+    if not words or group:
+        print(_help(group or COMMANDS), file=sys.stderr)
+        return BAD_INPUT
+    name = " ".join(leading[:2]) or words[0]
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`freshscore --help` lists them"
+    raise UnknownCommand(f"no command {name!r}; {hint}")
+
+
+class UnknownCommand(FreshscoreError, LookupError):
+    """A command that does not exist."""
+
+
+def _help(commands: dict[str, str]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {line}" for name, line in sorted(commands.items())]
+    return "\n".join(
+        [
+            "usage: freshscore COMMAND [OPTION]...",
+            "",
+            *lines,
+            "",
+            "`freshscore COMMAND --help` shows its options; `freshscore --version` the version.",
+        ]
+    )
+
+
+def _say(message: str) -> int:
+    print(f"freshscore: {message}", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,128 @@
+"""The identifier secret: made once, kept private, never shown."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from freshscore.config.errors import SettingsError
+from freshscore.config.secret import FILE_NAME, Secret, load_secret, random_bytes, random_seed
+
+HEX = "00112233445566778899aabbccddeeff"
+
+
+def test_memory_needs_none_and_gets_a_random_one() -> None:
+    first, second = load_secret(None, {}), load_secret(None, {})
+    assert first.key("entity") != second.key("entity")
+    assert not first.made
+
+
+def test_secret_is_made_beside_the_store_once(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "store"
+    first, second = load_secret(folder, {}), load_secret(folder, {})
+    assert (first.made, second.made) == (True, False)
+    assert first.key("entity") == second.key("entity")
+    assert first.origin == str(folder / FILE_NAME)
+    assert (folder / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in folder.iterdir()] == [FILE_NAME]
+
+
+def test_the_variable_counts_before_the_file(tmp_path: Path) -> None:
+    written = load_secret(tmp_path, {})
+    given = load_secret(tmp_path, {"FRESHSCORE_SECRET": HEX})
+    assert given.origin == "FRESHSCORE_SECRET"
+    assert given.key_id != written.key_id
+
+
+def test_with_the_variable_nothing_is_written(tmp_path: Path) -> None:
+    load_secret(tmp_path, {"FRESHSCORE_SECRET": HEX})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hexadecimal_and_base64_of_the_same_bytes_are_one_secret() -> None:
+    text = base64.b64encode(bytes.fromhex(HEX)).decode()
+    secrets = [load_secret(None, {"FRESHSCORE_SECRET": one}) for one in (HEX, text, f" {HEX}\n")]
+    assert len({one.key("entity") for one in secrets}) == 1
+
+
+def test_keys_differ_by_purpose_and_never_change() -> None:
+    """Stored tokens depend on them: a change here makes every store unreadable."""
+    secret = load_secret(None, {"FRESHSCORE_SECRET": HEX})
+    assert secret.key("entity").hex() == "de861c87caabd051e6c9663d64225f96"
+    assert secret.key("record").hex() == "98aead644f53697ead3d9de5ea39381b"
+    assert secret.key_id == "b2a1c719"
+    assert len(secret.key("entity", 32)) == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0011", "2 bytes; 16 to 64"),
+        ("not a secret at all!", "neither hexadecimal nor base64"),
+        ("00" * 65, "65 bytes; 16 to 64"),
+    ],
+)
+def test_bad_secret_is_refused_without_showing_it(text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        load_secret(None, {"FRESHSCORE_SECRET": text})
+    assert text not in str(caught.value)
+
+
+def test_secret_is_not_in_its_representation() -> None:
+    secret = load_secret(None, {"FRESHSCORE_SECRET": HEX})
+    assert HEX not in repr(secret)
+    assert repr(bytes.fromhex(HEX)) not in repr(secret)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o606])
+def test_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    load_secret(tmp_path, {})
+    (tmp_path / FILE_NAME).chmod(mode)
+    with pytest.raises(SettingsError, match=f"{mode:04o}.*0600"):
+        load_secret(tmp_path, {})
+
+
+@pytest.mark.parametrize("content", ["", "zz\n", "0011\n"])
+def test_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+    """A new secret in its place would make the store beside it unreadable for good."""
+    file = tmp_path / FILE_NAME
+    file.write_text(content, encoding="ascii")
+    file.chmod(0o600)
+    with pytest.raises(SettingsError):
+        load_secret(tmp_path, {})
+    assert file.read_text(encoding="ascii") == content
+
+
+def test_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="ascii")
+    with pytest.raises(SettingsError, match="file"):
+        load_secret(tmp_path / "file" / "store", {})
+
+
+def test_of_many_that_open_a_store_at_once_all_get_one_secret(tmp_path: Path) -> None:
+    found: list[Secret] = []
+    start = threading.Barrier(8)
+
+    def open_store() -> None:
+        start.wait()
+        found.append(load_secret(tmp_path, {}))
+
+    threads = [threading.Thread(target=open_store) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one.key("entity") for one in found}) == 1
+    assert [one.made for one in found].count(True) == 1
+    assert os.listdir(tmp_path) == [FILE_NAME]
+
+
+def test_seeds_and_bytes_are_not_repeated() -> None:
+    assert random_seed() != random_seed()
+    assert 0 <= random_seed() < 2**63
+    assert len(random_bytes(12)) == 12
+    assert random_bytes(12) != random_bytes(12)

@@ -1,0 +1,150 @@
+"""Settings: defaults, limits, relations, and the file that shows them all."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from freshscore.config.errors import SettingsError
+from freshscore.config.loading import flat, load_settings, profile_names, reference_text
+from freshscore.config.settings import Settings
+
+_SETTING = re.compile(r"^(# )?([a-z_0-9]+) = (.+)$")
+
+
+def _reference_lines() -> list[tuple[str, bool, str, list[str]]]:
+    """(dotted key, given, value, comment lines above) of each setting in the reference file."""
+    found: list[tuple[str, bool, str, list[str]]] = []
+    group, above = "", list[str]()
+    for line in reference_text().splitlines():
+        heading = re.fullmatch(r"\[(\w+)\]", line)
+        setting = _SETTING.match(line)
+        if heading:
+            group, above = heading[1], []
+        elif setting and group:
+            found.append((f"{group}.{setting[2]}", setting[1] is None, setting[3], above))
+            above = []
+        else:
+            above = [*above, line] if line else []
+    return found
+
+
+def test_reference_file_and_settings_agree() -> None:
+    """Every key in the same order, every default; only what is unset by default is commented."""
+    shown = _reference_lines()
+    assert [key for key, *_ in shown] == [key for key, _ in flat(Settings())]
+    defaults = dict(flat(Settings()))
+    assert [key for key, given, *_ in shown if not given] == [
+        key for key, value in defaults.items() if value is None
+    ]
+    parsed = tomllib.loads(reference_text())
+    given = {
+        f"{group}.{key}": value for group, keys in parsed.items() for key, value in keys.items()
+    }
+    assert given == {key: value for key, value in defaults.items() if value is not None}
+    assert {k: type(v) for k, v in given.items()} == {k: type(defaults[k]) for k in given}
+
+
+@pytest.mark.parametrize(
+    ("key", "above"), [(key, above) for key, _, _, above in _reference_lines()]
+)
+def test_each_setting_has_a_unit_and_a_reason(key: str, above: list[str]) -> None:
+    assert above
+    assert above[0].startswith("# unit: ")
+    assert any(line.startswith("# why: ") for line in above), key
+
+
+def test_reference_file_is_a_valid_settings_file(tmp_path: Any) -> None:
+    """Also with what it leaves unset by default."""
+    file = tmp_path / "all.toml"
+    file.write_text(reference_text().replace("# path = ", "path = "), encoding="utf-8")
+    loaded = load_settings(toml=file, env={})
+    assert str(loaded.store.path) == "freshscore-data"
+    assert loaded.cache == Settings().cache
+
+
+def test_profiles_load() -> None:
+    assert profile_names() == ["default", "tiny"]
+    assert load_settings("default", env={}) == Settings()
+
+
+def test_tiny_has_every_limit_small() -> None:
+    """No count, wait or size of the tiny profile is its default: a test can reach each."""
+    tiny, default = dict(flat(load_settings("tiny", env={}))), dict(flat(Settings()))
+    limits = [key for key in default if re.search(r"\.(max_|.*_(s|bytes|rows|steps)$)", key)]
+    assert len(limits) > 10
+    assert [key for key in limits if not tiny[key] < default[key]] == []
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.store.skew_s = 1
+    with pytest.raises(ValidationError):
+        settings.store = settings.store
+
+
+BEYOND = [
+    ("store.max_entities", 0, "greater than or equal to 1"),
+    ("store.horizon_s", -1, "greater than or equal to 0"),
+    ("store.skew_s", 86_401, "less than or equal to 86400"),
+    ("store.max_payments", 1.5, "integer"),
+    ("store.max_payments", "many", "integer"),
+    ("store.max_payments", True, "truth value"),
+    ("store.specification", "", "at least 1 character"),
+    ("cache.probe_share", 1.1, "less than or equal to 1"),
+    ("cache.probe_share", float("nan"), "finite"),
+    ("cache.max_bytes", 100, "greater than or equal to 4096"),
+    ("cache.inflight_wait_s", float("inf"), "finite"),
+    ("model.learning_rate", 0.0, "greater than 0"),
+    ("model.num_leaves", 1, "greater than or equal to 2"),
+    ("input.latest_ms", 10**15, "less than or equal to 7258118400000"),
+    ("input.max_string_bytes", 10**6, "less than or equal to 65535"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "limit"), BEYOND)
+def test_impossible_value_is_an_error_with_key_limit_and_value(
+    key: str, value: object, limit: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(settings={key: value}, env={})
+    said = str(caught.value)
+    assert key in said
+    assert limit in said
+    assert repr(value) in said
+
+
+RELATIONS: list[dict[str, object]] = [
+    {"store.max_payments": 10, "store.max_events_per_entity": 11},
+    {"store.arena_bytes": 96 * 100 - 1, "store.max_events_per_entity": 100},
+    {"model.decline_rate": 0.6, "model.review_rate": 0.5},
+    {"input.earliest_ms": 5, "input.latest_ms": 5},
+]
+
+
+@pytest.mark.parametrize("together", RELATIONS)
+def test_limits_that_contradict_each_other_are_an_error(together: dict[str, object]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(settings=together, env={})
+    for key, value in together.items():
+        assert f"{key} = {value}" in str(caught.value)
+
+
+def test_limits_that_just_agree_are_none() -> None:
+    load_settings(
+        settings={
+            "store.max_payments": 100,
+            "store.max_events_per_entity": 100,
+            "store.arena_bytes": 96 * 100,
+            "model.decline_rate": 0.5,
+            "model.review_rate": 0.5,
+            "input.earliest_ms": 5,
+            "input.latest_ms": 6,
+        },
+        env={},
+    )

@@ -1,0 +1,191 @@
+"""The command line: quick to answer, and honest in its exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import freshscore
+from freshscore import cli
+from freshscore.config.errors import BadFile
+
+# What an answer to --help must not wait for.
+_HEAVY = {"lightgbm", "matplotlib", "msgspec", "numba", "numpy", "pandas", "pyarrow", "pydantic"}
+_HELP_LIMIT_S = 0.4
+
+
+def _loaded_by(statement: str) -> set[str]:
+    question = f"import sys\n{statement}\nprint(*(set(sys.modules) & {_HEAVY!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", question], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
+
+
+def test_importing_freshscore_loads_nothing_heavy() -> None:
+    assert _loaded_by("import freshscore, freshscore.config, freshscore.cli") == set()
+
+
+@pytest.mark.parametrize("command", [[], *(name.split() for name in sorted(cli.COMMANDS))])
+def test_help_of_every_command_loads_nothing_heavy(command: list[str]) -> None:
+    asked = [*command, "--help"]
+    statement = (
+        f"import freshscore.cli\ntry: freshscore.cli.main({asked!r})\nexcept SystemExit: print()"
+    )
+    assert _loaded_by(statement) == set()
+
+
+def test_help_answers_in_time() -> None:
+    """The best of five, for the promise is about this program and not about its neighbours."""
+    took_s = []
+    for _ in range(5):
+        began_s = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "freshscore", "--help"], capture_output=True, check=True
+        )
+        took_s.append(time.perf_counter() - began_s)
+    assert min(took_s) <= _HELP_LIMIT_S
+
+
+def test_canary_heavy_imports_are_seen() -> None:
+    assert "numpy" in _loaded_by("import numpy")
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_of_the_table_has_its_module(name: str) -> None:
+    module = importlib.import_module(f"freshscore.commands.{name.replace(' ', '_')}")
+    assert callable(module.add_arguments)
+    assert callable(module.run)
+
+
+def test_every_command_module_is_in_the_table() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert modules == {name.replace(" ", "_") for name in cli.COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["-h"], 0),
+        (["--version"], 0),
+        (["settings", "--help"], 0),
+        ([], 2),
+        (["settings"], 2),
+        (["setings", "show"], 2),
+        (["--unknown"], 2),
+        (["settings", "show", "--config", "absent.toml"], 2),
+        (["settings", "show", "--profile", "absent"], 2),
+        (["settings", "show", "--settings", "store.max_entities=0"], 2),
+    ],
+)
+def test_exit_code_and_one_line_of_complaint(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == code
+    said = capsys.readouterr()
+    assert bool(said.out) is (code == 0)
+    assert bool(said.err) is (code != 0)
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "words", [["settings", "show", "--bad"], ["settings", "show", "--settings"]]
+)
+def test_wrong_options_exit_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+
+
+def test_near_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["settings", "shwo"])
+    cli.main(["setings", "show"])
+    assert "did you mean 'settings show'" in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"freshscore {freshscore.__version__}\n"
+
+
+def _command_that_raises(monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> list[str]:
+    def run(arguments: Namespace) -> int:
+        raise problem
+
+    def add_arguments(parser: ArgumentParser) -> None:
+        pass
+
+    module = SimpleNamespace(run=run, add_arguments=add_arguments)
+    monkeypatch.setitem(cli.COMMANDS, "fail", "fails")
+    monkeypatch.setitem(sys.modules, "freshscore.commands.fail", module)
+    return ["fail"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (BadFile("x.csv is empty"), 2, "freshscore: x.csv is empty\n"),
+        (FileNotFoundError(2, "No such file", "x.csv"), 2, "freshscore: x.csv: No such file\n"),
+        (KeyboardInterrupt(), 130, "freshscore: interrupted\n"),
+    ],
+)
+def test_trouble_is_one_line(
+    problem: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(_command_that_raises(monkeypatch, problem)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_bugs_stay_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.main(_command_that_raises(monkeypatch, ZeroDivisionError()))
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    """As `freshscore settings reference | head -1`, without the shell."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "freshscore", "settings", "reference"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_settings_show_prints_value_and_origin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures" / "settings.json"
+    words = ["settings", "show", "--profile", "tiny", "--json", str(file)]
+    assert cli.main([*words, "--settings", "store.skew_s=5", "--settings", "store.path=x/y"]) == 0
+    printed = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    written = {one["name"]: one for one in json.loads(file.read_text("utf-8"))}
+    assert printed["store.skew_s"] == ["5", "argument"]
+    assert printed["store.path"] == ["x/y", "argument"]
+    assert printed["store.horizon_s"] == ["60", "profile", "tiny"]
+    assert written["store.skew_s"] == {"name": "store.skew_s", "value": 5, "from": "argument"}
+    assert written["model.seed"]["from"] == "default"
+    assert set(written) | {"setting"} == set(printed)
+
+
+def test_settings_reference_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings", "reference"]) == 0
+    assert "[store]\n# unit: " in capsys.readouterr().out
