@@ -1,0 +1,408 @@
+"""The state codec: the one byte string per entity that a server holds, a log of fixed-size records.
+
+    header (80 bytes), tiles, records     sorted and distinct, written by compaction
+    records                               appended blindly: in any order, any number of times
+
+A state that was never compacted has no header: generation 0. Header, in words of 8 bytes:
+
+    0     "fsstate" and the version of this layout, 1 byte
+    1     fingerprint of the state's layout (features/state_layout.py)
+    2     generation: how often it was compacted
+    3     nonce: random, given by the caller
+    4     F: events below it are all counted, and whole grid steps below it are tiles; 0 for none
+    5     the instant before which everything was forgotten; 0 for none
+    6, 7  version: the sum of the digests of all records counted up to here
+    8     tiles << 40 | records, behind the header
+    9     seal: fold of header, tiles and the folds of those records (features/checksums.py)
+
+Records are those of features/layout.py, each with the upper half of its fold in the low 32 bits of
+word 3; the folds begin with the layout's fingerprint. Tiles: features/folding.py.
+The version in the header covers what was folded and forgotten as well as what is there, so neither
+moves it, and reading it costs a digest only for what was appended since.
+
+Cost: 5-6 ns a record to check, nothing to sort where nothing was appended.
+Rule: a state with any damage is DamagedState and never half read. What no bytes can show is an
+append that was lost whole at the end: only versions and the writers' markers tell.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.config.errors import DamagedState
+from freshscore.features import state_layout as s
+from freshscore.features.applying import compare
+from freshscore.features.checksums import (
+    checked,
+    folded_in,
+    put_check,
+    record_fold,
+    words_fold,
+)
+from freshscore.features.compiled import kernel
+from freshscore.features.evaluation import count_until
+from freshscore.features.folding import count_without_event, folded, taken_out, tiles_before
+from freshscore.features.memory import BYTES_AT, i64, u64
+from freshscore.features.state_layout import StateLayout
+from freshscore.features.uniting import united
+
+HEADER_BYTES: Final = 80
+_MAGIC: Final = b"fsstate"
+_LAYOUT_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<7sB3Q2q4Q")
+_SEAL_AT: Final = 72
+_N_TILES_SHIFT: Final = 40
+_SEED: Final = np.uint64(_LAYOUT_VERSION)
+_LOW_64: Final = 2**64 - 1
+
+_WHOLE: Final = -1
+_BROKEN_SEAL: Final = -2
+
+
+class Stretch(msgspec.Struct, frozen=True, eq=False):
+    """`n` items of `width` bytes, from byte `offset` of bytes that nobody changes."""
+
+    width: int
+    held: bytes = b""
+    offset: int = 0
+    n: int = 0
+
+    @property
+    def address(self) -> int:
+        """Where they begin in memory, while the stretch is alive."""
+        # An array would tell it too, and take thirty times as long.
+        return id(self.held) + BYTES_AT + self.offset
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """The items as int64[n, width / 8], not to be written to."""
+        words = self.width // 8
+        flat = np.frombuffer(self.held, np.int64, self.n * words, self.offset)
+        return flat.reshape(self.n, words)
+
+    @property
+    def raw(self) -> bytes:
+        """Their bytes."""
+        return self.held[self.offset : self.offset + self.n * self.width]
+
+    def without(self, n: int) -> Stretch:
+        """All but the first `n`."""
+        return Stretch(self.width, self.held, self.offset + n * self.width, self.n - n)
+
+
+class DecodedState(msgspec.Struct, frozen=True, eq=False):
+    """A state as it was read: a set, whatever the order and number of what was appended.
+
+    records: sorted and distinct. tiles: sums of what was folded. version: 128 bits.
+    generation, nonce: of the header, 0 without one. folded_below_ms: F; a request with an earlier
+    own time cannot be answered. forgotten_below_ms: history is complete from there on.
+    n_compacted, n_appended: records that were read behind the header, and behind those.
+    n_without_event: payments with facts whose event lies in a tile, so that the facts do not count
+    until they are decoded with what was folded.
+    """
+
+    layout: StateLayout
+    records: Stretch
+    tiles: Stretch
+    version: int = 0
+    generation: int = 0
+    nonce: int = 0
+    folded_below_ms: int = 0
+    forgotten_below_ms: int = 0
+    n_compacted: int = 0
+    n_appended: int = 0
+    n_without_event: int = 0
+
+
+class Compaction(msgspec.Struct, frozen=True):
+    """What compaction makes of a state.
+
+    state: its bytes. folded: the events that became sums in it, as records to be appended to what
+    is kept of the folded ones; empty where no window reads facts.
+    """
+
+    state: bytes
+    folded: bytes
+
+
+def stored(records: NDArray[np.uint64] | NDArray[np.int64], layout: StateLayout) -> bytes:
+    """The bytes to append for `records`, [n, words of a record]: each with its checksum."""
+    return _with_checks(records.tobytes(), layout)
+
+
+def encode(state: DecodedState) -> bytes:
+    """The bytes of a state, all of it behind a header; raises ValueError for unsorted records."""
+    layout = state.layout
+    records, tiles = state.records, state.tiles
+    if not _ascending(records.address, records.n, layout.width):
+        raise ValueError(f"records of entity {layout.name!r} are not sorted and distinct")
+    fields = (
+        *(_MAGIC, _LAYOUT_VERSION, layout.fingerprint, state.generation, state.nonce),
+        *(state.folded_below_ms, state.forgotten_below_ms),
+        *(state.version & _LOW_64, state.version >> 64),
+        tiles.n << _N_TILES_SHIFT | records.n,
+    )
+    front = _HEADER.pack(*fields, 0) + tiles.raw
+    checked_records = _with_checks(records.raw, layout)
+    seal = _sealed(
+        id(front) + BYTES_AT, len(front), id(checked_records) + BYTES_AT, records.n, layout.address
+    )
+    return _HEADER.pack(*fields, int(seal)) + tiles.raw + checked_records
+
+
+def decode(blob: bytes, layout: StateLayout, past: bytes = b"") -> DecodedState:
+    """The state in `blob`, checked and united.
+
+    past: what was folded of it, as `Compaction.folded` handed it out, in any order and any number
+    of times, or compacted as a state of its own; with it, late facts of folded events count.
+    Raises DamagedState for any damage, and for a state of another layout.
+    """
+    state = _opened(blob, layout)
+    if not (state.folded_below_ms and layout.reads_facts):
+        return state
+    state = _with_count(state)
+    if not past or not state.n_without_event:
+        return state
+    return _with_past(state, _opened(past, layout))
+
+
+def compacted(
+    blob: bytes,
+    layout: StateLayout,
+    *,
+    nonce: int,
+    forget_below_ms: int = 0,
+    fold_below_ms: int = 0,
+    past: bytes = b"",
+) -> Compaction:
+    """The state in `blob`, sorted, without repetitions and what is below `forget_below_ms`.
+
+    nonce: 64 random bits. forget_below_ms: no window of a request yet to come begins before it.
+    fold_below_ms: F, for a grid entity: no event before it is still to come, only repetitions.
+    Both never go back, whatever is given. past: as for `decode`, which says what is raised.
+    """
+    state = decode(blob, layout, past)
+    forget = max(state.forgotten_below_ms, forget_below_ms)
+    fold = max(state.folded_below_ms, fold_below_ms) if layout.is_grid else 0
+    records, tiles = state.records, state.tiles
+    state = msgspec.structs.replace(
+        state,
+        records=records.without(
+            count_until(records.address, records.n, layout.width, forget - 1)
+        ),
+        tiles=tiles.without(tiles_before(tiles.address, tiles.n, layout.address, forget)),
+        generation=state.generation + 1,
+        nonce=nonce,
+        folded_below_ms=fold,
+        forgotten_below_ms=forget,
+    )
+    if fold == 0:
+        return Compaction(encode(state), b"")
+    state, gone = _folded(state)
+    return Compaction(
+        encode(state), _with_checks(gone.raw, layout) if layout.reads_facts else b""
+    )
+
+
+def state_version(blob: bytes, layout: StateLayout) -> int:
+    """The 128-bit version of the set in `blob`: that of a store which counted the same records."""
+    return decode(blob, layout).version
+
+
+def _opened(blob: bytes, layout: StateLayout) -> DecodedState:
+    """The state in `blob`, checked, with what was appended united to it."""
+    header, n_tiles, n_compacted = _header(blob, layout)
+    front = HEADER_BYTES + layout.tile_width * n_tiles if header.generation else 0
+    n, rest = divmod(len(blob) - front, layout.width)
+    if rest or n < n_compacted or not blob:
+        raise DamagedState(
+            f"a state of entity {layout.name!r} has {len(blob)} bytes: {front} of header and tiles"
+            f" and {n_compacted} compacted records of {layout.width}, with {rest} left over"
+        )
+    damage = _damage(id(blob) + BYTES_AT, front, n_compacted, n, layout.address)
+    if damage != _WHOLE:
+        what = f"record {damage} of {n}" if damage >= 0 else "the header, or what it seals,"
+        raise DamagedState(f"a state of entity {layout.name!r} is damaged: {what} fails its check")
+    state = msgspec.structs.replace(
+        header,
+        records=Stretch(layout.width, blob, front, n_compacted),
+        tiles=Stretch(layout.tile_width, blob, HEADER_BYTES, n_tiles),
+        n_compacted=n_compacted,
+        n_appended=n - n_compacted,
+    )
+    return _with_end(state) if n > n_compacted else state
+
+
+def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
+    """What the header says, with its numbers of tiles and records; nothing without one."""
+    nothing = Stretch(layout.width), Stretch(layout.tile_width)
+    if not blob.startswith(_MAGIC):
+        return DecodedState(layout, *nothing), 0, 0
+    if len(blob) < HEADER_BYTES:
+        raise DamagedState(f"a state of entity {layout.name!r} ends within its header")
+    _, version, fingerprint, generation, nonce, fold, forget, low, high, sizes, _ = (
+        _HEADER.unpack_from(blob)
+    )
+    if version != _LAYOUT_VERSION or fingerprint != layout.fingerprint or generation == 0:
+        raise DamagedState(
+            f"a state of entity {layout.name!r} has layout {version}, {fingerprint:016x},"
+            f" generation {generation}; this one is {_LAYOUT_VERSION}, {layout.fingerprint:016x}"
+        )
+    state = DecodedState(layout, *nothing, high << 64 | low, generation, nonce, fold, forget)
+    return state, sizes >> _N_TILES_SHIFT, sizes & ((1 << _N_TILES_SHIFT) - 1)
+
+
+def _with_end(state: DecodedState) -> DecodedState:
+    """The state united with the records that were appended behind its own."""
+    records, width = state.records, state.layout.width
+    n_end = state.n_appended
+    slots = 1 << (2 * n_end).bit_length()
+    n_lost = (records.n + n_end + 7) & ~7
+    # Zeroed; bytes that nobody else has seen yet are ours to fill.
+    scratch = (state.version).to_bytes(16, "little") + bytes(16 * n_end + n_lost + 4 * slots)
+    out = bytes((records.n + n_end) * width)
+    order = id(scratch) + BYTES_AT + 16
+    lost = order + 16 * n_end
+    n = united(
+        records.address,
+        records.n,
+        records.address + records.n * width,
+        n_end,
+        state.layout.address,
+        max(state.folded_below_ms, state.forgotten_below_ms),
+        state.forgotten_below_ms,
+        id(out) + BYTES_AT,
+        lost + n_lost,
+        slots - 1,
+        order,
+        lost,
+        order - 16,
+    )
+    return msgspec.structs.replace(
+        state,
+        records=Stretch(width, out, 0, n),
+        version=int.from_bytes(scratch[:16], "little"),
+    )
+
+
+def _with_count(state: DecodedState) -> DecodedState:
+    """The state, saying how many payments have facts but no event."""
+    n = count_without_event(
+        state.records.address, state.records.n, state.layout.width, state.folded_below_ms
+    )
+    return msgspec.structs.replace(state, n_without_event=n)
+
+
+def _with_past(state: DecodedState, past: DecodedState) -> DecodedState:
+    """The state with those folded events put back that have facts by now."""
+    layout, records = state.layout, state.records
+    out = bytes((records.n + state.n_without_event) * layout.width)
+    # A copy: bytes(x) would be x itself.
+    tiles = Stretch(layout.tile_width, bytes(bytearray(state.tiles.raw)), 0, state.tiles.n)
+    n = taken_out(
+        layout.address,
+        records.address,
+        records.n,
+        past.records.address,
+        past.records.n,
+        tiles.address,
+        tiles.n,
+        state.folded_below_ms,
+        id(out) + BYTES_AT,
+    )
+    if n < 0:
+        raise DamagedState(
+            f"what was folded of a state of entity {layout.name!r} is not in its tiles"
+        )
+    records = Stretch(layout.width, out, 0, n)
+    return _with_count(msgspec.structs.replace(state, records=records, tiles=tiles))
+
+
+def _folded(state: DecodedState) -> tuple[DecodedState, Stretch]:
+    """The state folded below its F, and the events that were."""
+    layout, records, tiles = state.layout, state.records, state.tiles
+    kept = bytes(records.n * layout.width)
+    gone = bytes(records.n * layout.width)
+    sums = bytes((records.n + tiles.n) * layout.tile_width)
+    sizes = bytes(24)
+    folded(
+        layout.address,
+        records.address,
+        records.n,
+        tiles.address,
+        tiles.n,
+        state.folded_below_ms,
+        id(kept) + BYTES_AT,
+        id(gone) + BYTES_AT,
+        id(sums) + BYTES_AT,
+        id(sizes) + BYTES_AT,
+    )
+    n_kept, n_gone, n_tiles = struct.unpack("<3q", sizes)
+    state = msgspec.structs.replace(
+        state,
+        records=Stretch(layout.width, kept, 0, n_kept),
+        tiles=Stretch(layout.tile_width, sums, 0, n_tiles),
+    )
+    return state, Stretch(layout.width, gone, 0, n_gone)
+
+
+def _with_checks(records: bytes, layout: StateLayout) -> bytes:
+    """A copy of records, each with its checksum."""
+    out = bytes(bytearray(records))
+    _put_checks(id(out) + BYTES_AT, len(out) // layout.width, layout.address)
+    return out
+
+
+@kernel
+def _ascending(records: int, n: int, width: int) -> bool:
+    for i in range(1, n):
+        if compare(records + (i - 1) * width, records + i * width, width) >= 0:
+            return False
+    return True
+
+
+@kernel
+def _put_checks(records: int, n: int, layout: int) -> None:
+    width = i64(layout + 8 * s.WIDTH)
+    seed = u64(layout + 8 * s.SEED)
+    for i in range(n):
+        record = records + i * width
+        put_check(record, record_fold(record, width, seed))
+
+
+@kernel
+def _sealed(front: int, n_bytes: int, records: int, n: int, layout: int) -> np.uint64:
+    """The seal of a header, the tiles behind it, and records that may lie elsewhere."""
+    width = i64(layout + 8 * s.WIDTH)
+    seed = u64(layout + 8 * s.SEED)
+    seal = words_fold(front, _SEAL_AT, _SEED)
+    seal = words_fold(front + HEADER_BYTES, n_bytes - HEADER_BYTES, seal)
+    for i in range(n):
+        seal = folded_in(seal, record_fold(records + i * width, width, seed))
+    return seal
+
+
+@kernel
+def _damage(blob: int, front: int, n_compacted: int, n_records: int, layout: int) -> int:
+    """_WHOLE, or what is damaged: the number of a record, or _BROKEN_SEAL."""
+    width = i64(layout + 8 * s.WIDTH)
+    seed = u64(layout + 8 * s.SEED)
+    seal = np.uint64(0)
+    if front > 0:
+        seal = words_fold(blob, _SEAL_AT, _SEED)
+        seal = words_fold(blob + HEADER_BYTES, front - HEADER_BYTES, seal)
+    for i in range(n_records):
+        record = blob + front + i * width
+        fold = record_fold(record, width, seed)
+        if not checked(record, fold):
+            return i
+        if i < n_compacted:
+            seal = folded_in(seal, fold)
+    if front > 0 and seal != u64(blob + _SEAL_AT):
+        return _BROKEN_SEAL
+    return _WHOLE

@@ -1,0 +1,253 @@
+"""One entity of a whole table: all its passes, then the round that writes the other columns.
+
+The last event before a payment is the entry before its own, or, where the entity is not plain, the
+nearest one before it that is seen by then. A pair was seen if the last entry with that member lies
+within reach; entities that are not plain look for it entry by entry.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from freshscore.features import history_kernels as k
+from freshscore.features import history_layout as h
+from freshscore.features import history_plan as hp
+from freshscore.features import program as p
+from freshscore.features import row as r
+from freshscore.features.compiled import kernel
+from freshscore.features.finishing import NO_LARGEST
+from freshscore.features.layout import NO_PLACE
+from freshscore.features.memory import i32, i64, prefetch, put_i32, put_i64, u8
+
+_LINE_BYTES: Final = 64
+
+
+@kernel
+def _place(job: int, row: int) -> int:
+    locations = i64(job + k.LOCATIONS)
+    if locations == 0 or u8(i64(job + k.LOCATED) + row) == 0:
+        return NO_PLACE
+    east = i32(locations + 8 * row + 4) & 0xFFFFFFFF
+    return i32(locations + 8 * row) << 32 | east
+
+
+@kernel
+def _put_row(job: int, entry: int) -> int:
+    """Fill the packed row with what a round's columns read; the address of the output's row."""
+    packed = i64(job + k.ROW)
+    number = i64(entry + h.STATE) & h.ROW_BITS
+    put_i64(packed + r.TIME, i64(entry))
+    put_i64(packed + r.AMOUNT, i64(entry + h.AMOUNT))
+    plan = i64(job + k.PLAN)
+    if i64(plan + 8 * hp.HAS_PLACE):
+        put_i64(packed + r.PLACE, _place(job, number))
+    pairs = i64(plan + 8 * hp.PAIRS)
+    for m in range(i64(plan + 8 * hp.N_MEMBERS)):
+        if (pairs >> m) & 1:
+            entity = i64(plan + 8 * (hp.MEMBER_ENTITIES + m))
+            named = 1 if i32(entry + h.MEMBERS + 4 * m) >= 0 else 0
+            put_i64(packed + r.TOKENS + 16 * entity, named)
+    return i64(job + k.OUT) + i64(job + k.OUT_BYTES) * number
+
+
+@kernel
+def _put_last(job: int, last: int, entry: int) -> None:
+    put_i64(last, 1)
+    put_i64(last + 8 * p.LAST_AT, i64(entry))
+    if i64(i64(job + k.PLAN) + 8 * hp.HAS_PLACE):
+        row = i64(entry + h.STATE) & h.ROW_BITS
+        put_i64(last + 8 * p.LAST_PLACE, _place(job, row))
+
+
+@kernel
+def _put_pairs(job: int, last: int, own: int, first: int, oldest: int) -> None:
+    """Which pairs a plain entity has had after `oldest`; and remember those of `own`."""
+    plan = i64(job + k.PLAN)
+    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    entries = i64(job + k.ENTRIES)
+    for m in range(i64(plan + 8 * hp.N_MEMBERS)):
+        if (i64(plan + 8 * hp.PAIRS) >> m) & 1 == 0:
+            continue
+        number = i32(own + h.MEMBERS + 4 * m)
+        if number < 0:
+            continue
+        at = i64(job + k.SEEN_AT + 8 * m) + 4 * number
+        before = entries + width * (i32(at) - 1)
+        seen = before >= first and i64(before) > oldest
+        put_i64(last + 8 * (p.LAST_PAIR + m), 1 if seen else 0)
+        put_i32(at, (own - entries) // width + 1)
+
+
+@kernel
+def _plain_round(job: int, first: int, end: int) -> None:
+    plan = i64(job + k.PLAN)
+    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    columns = plan + i64(plan + 8 * hp.ROUND_AT)
+    at = i64(plan + 8 * hp.LAST)
+    last = i64(job + k.SLOTS) + at
+    for own in range(first, end, width):
+        out = _put_row(job, own)
+        if at >= 0:
+            oldest = i64(own) - i64(plan + 8 * hp.REACH_MS)
+            put_i64(last, 0)
+            if own > first and i64(own - width) > oldest:
+                _put_last(job, last, own - width)
+            _put_pairs(job, last, own, first, oldest)
+        k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
+
+
+@kernel
+def _find_last(job: int, last: int, own: int, first: int, oldest: int) -> None:
+    """Look back from `own` for the last event that is seen, and for pairs."""
+    plan = i64(job + k.PLAN)
+    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    wanted = i64(plan + 8 * hp.PAIRS)
+    n_members = i64(plan + 8 * hp.N_MEMBERS)
+    put_i64(last, 0)
+    for m in range(n_members):
+        put_i64(last + 8 * (p.LAST_PAIR + m), 0)
+    entry = own - width
+    while entry >= first and i64(entry) > oldest:
+        if i64(entry + h.STATE) & h.SEEN:
+            if i64(last) == 0:
+                _put_last(job, last, entry)
+            for m in range(n_members):
+                if (wanted >> m) & 1 and i32(entry + h.MEMBERS + 4 * m) == i32(
+                    own + h.MEMBERS + 4 * m
+                ):
+                    put_i64(last + 8 * (p.LAST_PAIR + m), 1)
+                    wanted &= ~(1 << m)
+            if wanted == 0:
+                return
+        entry -= width
+
+
+@kernel
+def _see(entry: int, seen: bool) -> None:
+    state = i64(entry + h.STATE)
+    put_i64(entry + h.STATE, state | h.SEEN if seen else state & ~h.SEEN)
+
+
+@kernel
+def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
+    plan = i64(job + k.PLAN)
+    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    columns = plan + i64(plan + 8 * hp.ROUND_AT)
+    at = i64(plan + 8 * hp.LAST)
+    last = i64(job + k.SLOTS) + at
+    for entry in range(first, end, width):
+        _see(entry, i64(entry + h.STATE) & h.SEEN_FIRST != 0)
+    for step in range(steps, steps + h.STEP_BYTES * ((end - first) // width), h.STEP_BYTES):
+        own = first + width * i32(step)
+        aside = i32(step + 4)
+        if aside >= 0:
+            _see(first + width * aside, False)
+        out = _put_row(job, own)
+        if at >= 0:
+            _find_last(job, last, own, first, i64(own) - i64(plan + 8 * hp.REACH_MS))
+        k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
+        if aside >= 0:
+            _see(first + width * aside, True)
+        if i32(step + 12) >= 0:
+            _see(first + width * i32(step + 12), False)
+        if i32(step + 8) >= 0:
+            _see(first + width * i32(step + 8), True)
+
+
+@kernel
+def _absent(job: int, first: int, end: int) -> None:
+    """Columns of the payments that have no such entity."""
+    plan = i64(job + k.PLAN)
+    slots = i64(job + k.SLOTS)
+    packed = i64(job + k.ROW)
+    at = i64(plan + 8 * hp.LAST)
+    for own in range(first, end, i64(plan + 8 * hp.ENTRY_BYTES)):
+        out = _put_row(job, own)
+        put_i64(slots, p.ABSENT)
+        pass_ = plan + 8 * hp.PLAN_HEAD
+        for _ in range(i64(plan + 8 * hp.N_PASSES)):
+            without = pass_ + 8 * hp.PASS_COLUMNS
+            with_own = without + 8 * (1 + hp.COLUMN_WORDS * i64(without))
+            k.put_columns(i64(job + k.CODE), without, slots, packed, out)
+            k.put_columns(i64(job + k.CODE), with_own, slots, packed, out)
+            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+        if at >= 0:
+            put_i64(slots + at, p.ABSENT)
+        columns = plan + i64(plan + 8 * hp.ROUND_AT)
+        k.put_columns(i64(job + k.CODE), columns, slots, packed, out)
+
+
+@kernel
+def _ask_for_output(job: int, first: int, end: int) -> None:
+    """Ask for the rows of the output, which lie far apart, before they are written to."""
+    out = i64(job + k.OUT)
+    out_bytes = i64(job + k.OUT_BYTES)
+    for entry in range(first, end, i64(i64(job + k.PLAN) + 8 * hp.ENTRY_BYTES)):
+        row = out + out_bytes * (i64(entry + h.STATE) & h.ROW_BITS)
+        for at in range(row, row + out_bytes, _LINE_BYTES):
+            prefetch(at)
+
+
+@kernel(nogil=True)
+def do_entity(job: int) -> None:
+    """Write all columns of one entity's plan, for all rows."""
+    plan = i64(job + k.PLAN)
+    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    entries = i64(job + k.ENTRIES)
+    starts = i64(job + k.STARTS)
+    irregular = i64(job + k.IRREGULAR)
+    steps = i64(job + k.STEPS)
+    changes = i64(job + k.CHANGES)
+    all_changes_end = changes + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
+    n_codes = i64(job + k.N_CODES)
+    for code in range(n_codes):
+        first = entries + width * i32(starts + 4 * code)
+        end = entries + width * i32(starts + 4 * code + 4)
+        if first == end:
+            continue
+        changes_end = changes
+        while changes_end < all_changes_end and entries + width * i64(changes_end) < end:
+            changes_end += h.CHANGE_BYTES
+        _ask_for_output(job, first, end)
+        pass_ = plan + 8 * hp.PLAN_HEAD
+        stepped = u8(irregular + code) != 0
+        for _ in range(i64(plan + 8 * hp.N_PASSES)):
+            # Where no fact matters, the bits that they leave in an event's state do not either.
+            reads_facts = (
+                i64(pass_ + 8 * hp.PASS_WANTS) & p.WANT_FACTS
+                or i64(pass_ + 8 * hp.PASS_MASK) & h.ALL_FACTS
+            )
+            upto = changes_end if reads_facts else changes
+            if stepped:
+                k.stepped_pass(job, pass_, first, end, changes, upto, steps)
+            else:
+                k.plain_pass(job, pass_, first, end, changes, upto)
+            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+        if stepped:
+            _stepped_round(job, first, end, steps)
+            steps += h.STEP_BYTES * ((end - first) // width)
+        else:
+            _plain_round(job, first, end)
+        changes = changes_end
+    first = entries + width * i32(starts + 4 * n_codes)
+    _absent(job, first, entries + width * i32(starts + 4 * n_codes + 4))
+
+
+@kernel(nogil=True)
+def do_rest(
+    code: int, columns: int, n: int, times: int, amounts: int, values: int, n_values: int,
+    slots: int, packed: int, out: int, out_bytes: int,
+) -> None:
+    """Write the columns that read plain fields or nothing of any entity, row by row.
+
+    values: address of the addresses of the numbers' and categories' columns, float64 (n,).
+    """
+    numbers = packed + r.TOKENS + 24 * i64(code + 8 * p.N_ENTITIES)
+    for row in range(n):
+        put_i64(packed + r.TIME, i64(times + 8 * row))
+        put_i64(packed + r.AMOUNT, i64(amounts + 8 * row))
+        for v in range(n_values):
+            put_i64(numbers + 8 * v, i64(i64(values + 8 * v) + 8 * row))
+        k.put_columns(code, columns, slots, packed, out + out_bytes * row)

@@ -1,0 +1,354 @@
+"""The memory store: the states of all entities of one process.
+
+Rule: kernels do the work, and a kernel that holds the interpreter lock is one step for all threads;
+so every method here is safe to call from any thread, and none needs a lock of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.config.errors import StoreFull
+from freshscore.features import applying, arena, tables
+from freshscore.features.applying import (
+    ACCEPTED,
+    BEYOND_REACH,
+    CONFLICT,
+    REPEATED,
+    UNKNOWN,
+    apply_event,
+    apply_events,
+    apply_fact,
+    apply_facts,
+)
+from freshscore.features.blocks import SUMS
+from freshscore.features.evaluation import MAX_EVENTS_LIMIT
+from freshscore.features.memory import BYTES_AT, address_of
+from freshscore.features.packing import Keys
+from freshscore.features.program import (
+    MEMBERS_AT,
+    NO_CONDITION,
+    WANT_FACTS,
+    Program,
+    condition_code,
+)
+from freshscore.features.reading_states import read_features, scratch_words
+
+OUTCOMES: Final = {
+    ACCEPTED: "accepted",
+    REPEATED: "repeated",
+    CONFLICT: "conflict",
+    BEYOND_REACH: "beyond reach",
+    UNKNOWN: "unknown",
+}
+# The first size of tables that double; small, since a process may have many small stores.
+_FIRST_SLOTS: Final = 1024
+# Hash tables are kept at most so full: longer probes cost more than memory.
+_FULLEST: Final = 0.7
+_REGION_BYTES: Final = 1 << 20
+# Events applied while other threads wait for the interpreter: about a millisecond.
+_ROWS_AT_ONCE: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Limits of a memory store (from the settings), all counts but the last two.
+
+    horizon_ms: how late an accepted event may be, so how far back states are kept beyond reach.
+    arena_bytes: for records; reserved, but touched only as it fills.
+    """
+
+    max_entities: int
+    max_payments: int
+    max_events_per_entity: int
+    horizon_ms: int
+    arena_bytes: int
+
+
+class MemoryStore:
+    """States of the entities of `program`'s specification, in this process."""
+
+    def __init__(self, program: Program, keys: Keys, limits: StoreLimits) -> None:
+        if limits.max_events_per_entity > MAX_EVENTS_LIMIT:
+            raise ValueError(
+                f"max_events_per_entity is {limits.max_events_per_entity};"
+                f" a scan meets at most {MAX_EVENTS_LIMIT}"
+            )
+        self.program = program
+        self.keys = keys
+        self.limits = limits
+        n = len(program.entities)
+        self.head = np.zeros((tables.ENTITY + tables.ENTITY_HEAD * n) // 8, np.int64)
+        self.address = address_of(self.head)
+        self._numbers = np.zeros((n + 1) // 2 + 1, np.int64)
+        self._numbers_at = address_of(self._numbers)
+        self._staged = np.zeros(64, np.int64)
+        self.code_at = address_of(program.code)
+        self._arena = _Arena(limits.arena_bytes)
+        self._make_entities()
+        self._make_payments()
+        self.scratch = np.zeros(scratch_words(program.scratch_words), np.int64)
+        self.scratch_at = address_of(self.scratch)
+
+    def observe(self, row: bytes) -> str:
+        """Apply the event in `row`: "accepted", "repeated", "conflict" or "beyond reach".
+
+        Raises StoreFull at a limit, with nothing changed.
+        """
+        at = id(row) + BYTES_AT
+        outcome = apply_event(self.address, at, self._numbers_at)
+        while outcome < 0:
+            self._grow(outcome)
+            outcome = apply_event(self.address, at, self._numbers_at)
+        return OUTCOMES[outcome]
+
+    def label(
+        self, row: bytes, fact: int, value: bool, known_at_ms: int, sender_ms: int, looked_up: bool
+    ) -> str:
+        """Apply a fact of the payment in `row`: "accepted", "repeated", "unknown", "beyond reach".
+
+        looked_up: time and entities are those of the observed payment, `row` has the identity only.
+        Raises StoreFull at a limit, with nothing changed.
+        """
+        at = id(row) + BYTES_AT
+        while True:
+            outcome = apply_fact(
+                self.address, at, fact, int(value), known_at_ms, sender_ms, looked_up,
+                self._numbers_at,
+            )
+            if outcome >= 0:
+                return OUTCOMES[outcome]
+            self._grow(outcome)
+
+    def observe_all(self, rows: NDArray[np.uint64]) -> dict[str, int]:
+        """Apply the events in `rows` (n, words of a row), in order; outcome -> how many.
+
+        Raises StoreFull at a limit; the events before it are applied.
+        """
+        outcomes = np.zeros(len(OUTCOMES), np.int64)
+        n, row_bytes = len(rows), rows.strides[0]
+        for first in range(0, n, _ROWS_AT_ONCE):
+            last = min(first + _ROWS_AT_ONCE, n)
+            done = first
+            while done < last:
+                done = apply_events(
+                    self.address, address_of(rows), row_bytes, done, last, address_of(outcomes),
+                    self._numbers_at,
+                )
+                if done < last:
+                    self._grow(int(self._numbers[0]))
+        return _counted(outcomes)
+
+    def label_all(
+        self,
+        rows: NDArray[np.uint64],
+        facts: NDArray[np.uint8],
+        values: NDArray[np.bool_],
+        known_at_ms: NDArray[np.int64],
+        sender_ms: NDArray[np.int64],
+    ) -> dict[str, int]:
+        """Apply one fact for the payment in each row, as `label` does; outcome -> how many."""
+        outcomes = np.zeros(len(OUTCOMES), np.int64)
+        words = np.stack(
+            [facts.astype(np.int64), values.astype(np.int64), known_at_ms, sender_ms], axis=1
+        )
+        done = 0
+        while done < len(rows):
+            done = apply_facts(
+                self.address, address_of(rows), rows.strides[0], address_of(words), done,
+                len(rows), address_of(outcomes), self._numbers_at,
+            )
+            if done < len(rows):
+                self._grow(int(self._numbers[0]))
+        return _counted(outcomes)
+
+    def features(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
+        """The feature vector of the transaction in `row` at `as_of_ms`: float64[n_columns]."""
+        out = np.empty(self.program.n_columns, np.float64)
+        read_features(
+            self.address, self.code_at, id(row) + BYTES_AT, as_of_ms, self.scratch_at,
+            address_of(out),
+        )
+        return out
+
+    @property
+    def newest_ms(self) -> int:
+        """The newest event time applied, ms; 0 before the first."""
+        return max(0, self._word(tables.NEWEST))
+
+    @property
+    def n_payments(self) -> int:
+        """Payments that are known by identity."""
+        return self._word(tables.PAYMENT_COUNT)
+
+    @property
+    def n_entities(self) -> int:
+        """Entities with a state."""
+        return sum(
+            self._word(tables.ENTITY + tables.ENTITY_HEAD * e + tables.ROW_COUNT)
+            for e in range(len(self.program.entities))
+        )
+
+    @property
+    def n_records(self) -> int:
+        """Records held, of events and facts."""
+        return self._word(tables.N_RECORDS)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes: of live records, of segments, of regions in use, of entity and payment tables."""
+        heads = [tables.ENTITY + tables.ENTITY_HEAD * e for e in range(len(self.program.entities))]
+        return {
+            "records": self._word(tables.RECORD_BYTES_LIVE),
+            "segments": self._arena.word(arena.LIVE),
+            "regions": self._arena.word(arena.USED) * self._arena.region_bytes,
+            "entities": sum(
+                self._word(head + tables.ROW_COUNT) * tables.ENTITY_ROW
+                + 4 * (self._word(head + tables.HASH_MASK) + 1)
+                for head in heads
+            ),
+            "payments": self._payments.nbytes,
+        }
+
+    def _word(self, at: int) -> int:
+        return int(self.head[at // 8])
+
+    def _set(self, at: int, value: int) -> None:
+        self.head[at // 8] = value
+
+    def _make_entities(self) -> None:
+        n = len(self.program.entities)
+        limits = self.limits
+        self._rows = [
+            np.empty(limits.max_entities * tables.ENTITY_ROW // 8, np.int64) for _ in range(n)
+        ]
+        self._hashes = [np.zeros(_FIRST_SLOTS, np.int32) for _ in range(n)]
+        self._conditions = [self._block_conditions(e) for e in range(n)]
+        self._set(tables.N_ENTITIES, n)
+        self._set(tables.NEWEST, -(2**62))
+        self._set(tables.HORIZON, limits.horizon_ms)
+        self._set(tables.HELD, self.program.specification.held_ms)
+        self._set(tables.ARENA, self._arena.address)
+        self._set(tables.MEMBERS, self.code_at + 8 * int(self.program.code[MEMBERS_AT]))
+        self._set(tables.RECORD_KEY, address_of(self.keys.digest_keys))
+        self._set(tables.STAGED, address_of(self._staged))
+        for e, layout in enumerate(self.program.entities):
+            head = tables.ENTITY + tables.ENTITY_HEAD * e
+            conditions, sums = self._conditions[e]
+            grid = self.program.specification.entity(layout.name).mode == "grid"
+            self._set(head + tables.ROWS, address_of(self._rows[e]))
+            self._set(head + tables.ROW_LIMIT, limits.max_entities)
+            self._set(head + tables.WIDTH, 8 * layout.words)
+            self._set(head + tables.N_MEMBERS, len(layout.members))
+            self._set(head + tables.PLACE_AT, layout.place_at)
+            self._set(
+                head + tables.MAX_EVENTS, 2**40 if grid else limits.max_events_per_entity
+            )
+            self._set(head + tables.BLOCK_WORDS, len(conditions) * (sums + 2))
+            self._set(head + tables.BLOCK_CONDITIONS, address_of(conditions))
+            self._set(head + tables.N_BLOCK_CONDITIONS, len(conditions))
+            self._set_hash(e)
+
+    def _block_conditions(self, entity: int) -> tuple[NDArray[np.int64], int]:
+        """Conditions that an entity's windows have, and the sums that each block keeps for one."""
+        spec = self.program.specification
+        name = self.program.entities[entity].name
+        found = [
+            (condition_code(spec, aggregate), aggregate.function)
+            for group in spec.windows
+            if group.entity == name
+            for aggregate in group.aggregates
+        ]
+        conditions = sorted({code for code, _ in found}) or [NO_CONDITION]
+        facts = any(code >= 32 or function == "share" for code, function in found)
+        return np.array(conditions, np.int64), SUMS + (len(spec.facts) if facts else 0)
+
+    def _set_hash(self, e: int) -> None:
+        head = tables.ENTITY + tables.ENTITY_HEAD * e
+        slots = len(self._hashes[e])
+        self._set(head + tables.HASH, address_of(self._hashes[e]))
+        self._set(head + tables.HASH_MASK, slots - 1)
+        self._set(head + tables.HASH_LIMIT, int(slots * _FULLEST))
+
+    def _make_payments(self) -> None:
+        words = 2 + (len(self.program.entities) + 1) // 2
+        self._set(tables.PAYMENT_BYTES, 8 * words)
+        self._payments = np.zeros((_FIRST_SLOTS, words), np.int64)
+        self._set_payments()
+
+    def _set_payments(self) -> None:
+        slots = len(self._payments)
+        self._set(tables.PAYMENTS, address_of(self._payments))
+        self._set(tables.PAYMENT_MASK, slots - 1)
+        self._set(tables.PAYMENT_LIMIT, min(int(slots * _FULLEST), self.limits.max_payments))
+
+    def _grow(self, outcome: int) -> None:
+        if outcome == applying.FULL_ARENA:
+            raise StoreFull(
+                f"the arena is full: store.arena_bytes is {self.limits.arena_bytes},"
+                f" {self.memory['segments']} bytes hold live records"
+            )
+        if outcome == applying.FULL_PAYMENTS:
+            self._grow_payments()
+        else:
+            self._grow_entities(applying.FULL_ENTITIES - outcome)
+
+    def _grow_payments(self) -> None:
+        beyond = tables.payments_beyond_reach(self.address)
+        slots = len(self._payments)
+        count = self.n_payments
+        if count - beyond >= self.limits.max_payments:
+            raise StoreFull(
+                f"{count} payments are within reach; store.max_payments is"
+                f" {self.limits.max_payments}"
+            )
+        # Twice the slots, unless making the table anew frees a quarter of it.
+        new_slots = slots if beyond > count // 4 else 2 * slots
+        old = self._payments
+        self._payments = np.zeros((new_slots, old.shape[1]), np.int64)
+        self._set_payments()
+        tables.rehash_payments(self.address, address_of(old), slots)
+
+    def _grow_entities(self, e: int) -> None:
+        head = tables.ENTITY + tables.ENTITY_HEAD * e
+        if self._word(head + tables.ROW_COUNT) >= self.limits.max_entities:
+            raise StoreFull(
+                f"there are {self.limits.max_entities} of entity"
+                f" {self.program.entities[e].name!r}, which is store.max_entities"
+            )
+        self._hashes[e] = np.zeros(2 * len(self._hashes[e]), np.int32)
+        self._set_hash(e)
+        tables.rehash_entities(self.address + head)
+
+
+def _counted(outcomes: NDArray[np.int64]) -> dict[str, int]:
+    return {OUTCOMES[code]: int(count) for code, count in enumerate(outcomes) if count}
+
+
+class _Arena:
+    """The reserved block of memory for segments, and its head."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.region_bytes = min(_REGION_BYTES, max(4096, n_bytes // 16))
+        n_regions = n_bytes // self.region_bytes
+        # Not zeroed: pages are the system's until they are written.
+        self._block = np.empty(n_regions * self.region_bytes // 8, np.int64)
+        self._states = np.full(n_regions, arena.REGION_FREE, np.int64)
+        self._head = np.zeros(arena.ARENA_HEAD_WORDS, np.int64)
+        self.address = address_of(self._head)
+        for at, value in (
+            (arena.BASE, address_of(self._block)),
+            (arena.REGION_BYTES, self.region_bytes),
+            (arena.N_REGIONS, n_regions),
+            (arena.STATES, address_of(self._states)),
+            (arena.CURRENT, -1),
+        ):
+            self._head[at // 8] = value
+
+    def word(self, at: int) -> int:
+        """One word of the arena's head."""
+        return int(self._head[at // 8])
