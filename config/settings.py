@@ -22,8 +22,6 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _BYTES_OF_A_GROWING_EVENT = 2 * 48
 _KIB = 1024
 _YEAR_S = 366 * 86_400
-# 1970-01-01 to 2200-01-01: what integer milliseconds in the records are laid out for.
-_EARLIEST_MS, _LATEST_MS = 0, 7_258_118_400_000
 
 
 class _Group(BaseModel):
@@ -47,7 +45,7 @@ class StoreSettings(_Group):
     skew_s: int = Field(default=60, ge=0, le=86_400)
     max_entities: Count = 2_000_000
     max_payments: Count = 8_000_000
-    max_events_per_entity: int = Field(default=16_384, ge=1, le=2**31 - 1)
+    max_events_per_entity: int = Field(default=16_384, ge=1, le=32_768)
     arena_bytes: int = Field(default=4 * _KIB**3, ge=4 * _KIB)
 
 
@@ -85,10 +83,6 @@ class ReplaySettings(_Group):
 class InputSettings(_Group):
     """The limits of what is taken in."""
 
-    max_string_bytes: int = Field(default=256, ge=1, le=65_535)
-    earliest_ms: int = Field(default=946_684_800_000, ge=_EARLIEST_MS, le=_LATEST_MS)
-    latest_ms: int = Field(default=4_102_444_800_000, ge=_EARLIEST_MS, le=_LATEST_MS)
-    max_batch_rows: Count = 1_000_000
     max_listed_rows: Count = 20
 
 
@@ -134,7 +128,7 @@ class Settings(BaseSettings):
 
 
 def _relations(settings: Settings) -> list[tuple[bool, str]]:
-    store, model, taken = settings.store, settings.model, settings.input
+    store, model = settings.store, settings.model
     arena_needed = _BYTES_OF_A_GROWING_EVENT * store.max_events_per_entity
     return [
         (
@@ -151,10 +145,5 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             model.decline_rate + model.review_rate <= 1.0,
             f"model.decline_rate = {model.decline_rate} and model.review_rate"
             f" = {model.review_rate} add up to more than 1",
-        ),
-        (
-            taken.earliest_ms < taken.latest_ms,
-            f"input.earliest_ms = {taken.earliest_ms} is not before input.latest_ms"
-            f" = {taken.latest_ms}",
         ),
     ]

@@ -102,8 +102,6 @@ BEYOND = [
     ("cache.inflight_wait_s", float("inf"), "finite"),
     ("model.learning_rate", 0.0, "greater than 0"),
     ("model.num_leaves", 1, "greater than or equal to 2"),
-    ("input.latest_ms", 10**15, "less than or equal to 7258118400000"),
-    ("input.max_string_bytes", 10**6, "less than or equal to 65535"),
 ]
 
 
@@ -123,7 +121,6 @@ RELATIONS: list[dict[str, object]] = [
     {"store.max_payments": 10, "store.max_events_per_entity": 11},
     {"store.arena_bytes": 96 * 100 - 1, "store.max_events_per_entity": 100},
     {"model.decline_rate": 0.6, "model.review_rate": 0.5},
-    {"input.earliest_ms": 5, "input.latest_ms": 5},
 ]
 
 
@@ -143,8 +140,6 @@ def test_limits_that_just_agree_are_none() -> None:
             "store.arena_bytes": 96 * 100,
             "model.decline_rate": 0.5,
             "model.review_rate": 0.5,
-            "input.earliest_ms": 5,
-            "input.latest_ms": 6,
         },
         env={},
     )
