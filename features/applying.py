@@ -23,6 +23,7 @@ from freshscore.features.memory import (
     i32,
     i64,
     move,
+    prefetch,
     put_i32,
     put_i64,
     put_u64,
@@ -46,6 +47,10 @@ FULL_ENTITIES: Final = -10
 
 # Entities whose old records are dropped with each event applied, so that idle ones shrink too.
 SWEEP_EVERY: Final = 8
+# Rows of a batch between one step of asking memory and the next: about one trip to it.
+_AHEAD: Final = 4
+# More than there are outcomes, so that one number carries a place and an outcome.
+_OUTCOMES: Final = 64
 
 _CHECK_FREE: Final = np.uint64(0xFFFFFFFF00000000)
 
@@ -150,15 +155,13 @@ def compare_content(left: int, right: int, width: int) -> int:
 
 @kernel
 def _segment_bytes(head: int, capacity: int) -> int:
-    return (
-        a.SEGMENT_HEAD + capacity * i64(head + t.WIDTH) + blocks_bytes(head, capacity)
-    )
+    return a.SEGMENT_HEAD + capacity * i64(head + t.WIDTH) + blocks_bytes(head, capacity)
 
 
 @kernel
 def _capacity(n: int) -> int:
-    # An eighth of slack; whole blocks where there are sums of blocks.
-    wanted = n + max(1, n >> 3)
+    # An eighth of slack, at least two records; whole blocks where there are sums of blocks.
+    wanted = n + max(2, n >> 3)
     return wanted if wanted < 128 else (wanted + 63) & ~63
 
 
@@ -227,18 +230,22 @@ def _resize(store: int, head: int, row: int, owner: int, capacity: int) -> bool:
 
 
 @kernel
+def _most(head: int, row: int) -> int:
+    """How many records an entity can have without a larger segment or forgetting."""
+    return min(i64(row + t.CAPACITY), i64(head + t.MAX_EVENTS))
+
+
+@kernel
 def _make_place(store: int, entity: int, number: int) -> bool:
     """See that an entity can take one more record; False if the arena is full."""
     head = t.entity_head(store, entity)
     row = t.entity_row(head, number)
     n = i64(row + t.COUNT)
-    if n < i64(row + t.CAPACITY):
+    if n < _most(head, row):
         return True
     gone = drop_before(store, head, row, t.forget_line(store))
-    if gone >= max(1, n >> 3):
-        return True
-    if n - gone >= i64(head + t.MAX_EVENTS):
-        _forget_oldest(store, head, row)
+    if gone >= max(1, n >> 3) or n - gone >= i64(head + t.MAX_EVENTS):
+        # At its limit an entity forgets, but only for a record that is really inserted.
         return True
     capacity = _capacity(n - gone + 1)
     _clean(store, _segment_bytes(head, capacity))
@@ -257,6 +264,19 @@ def _forget_oldest(store: int, head: int, row: int) -> None:
 
 
 @kernel
+def _first_of_payment(row: int, at: int, width: int) -> int:
+    """Index of the first record of the payment that the one at `at` is of.
+
+    A fact changes what its event counts for, which may stand in the block before.
+    """
+    records = i64(row + t.RECORDS)
+    first = at
+    while first > 0 and u64(records + (first - 1) * width) == u64(records + at * width):
+        first -= 1
+    return first
+
+
+@kernel
 def insert_at(store: int, head: int, row: int, at: int, record: int) -> None:
     """Put a record into an entity's state at index `at`; there is a place for it."""
     width = i64(head + t.WIDTH)
@@ -268,7 +288,7 @@ def insert_at(store: int, head: int, row: int, at: int, record: int) -> None:
     put_i64(row + t.COUNT, n + 1)
     put_i64(store + t.N_RECORDS, i64(store + t.N_RECORDS) + 1)
     put_i64(store + t.RECORD_BYTES_LIVE, i64(store + t.RECORD_BYTES_LIVE) + width)
-    refresh_blocks(head, row, at)
+    refresh_blocks(head, row, _first_of_payment(row, at, width))
 
 
 @kernel
@@ -276,12 +296,13 @@ def remove_at(store: int, head: int, row: int, at: int) -> None:
     """Take the record at index `at` out of an entity's state."""
     width = i64(head + t.WIDTH)
     n = i64(row + t.COUNT)
+    first = _first_of_payment(row, at, width)
     spot = i64(row + t.RECORDS) + at * width
     move(spot, spot + width, (n - at - 1) * width)
     put_i64(row + t.COUNT, n - 1)
     put_i64(store + t.N_RECORDS, i64(store + t.N_RECORDS) - 1)
     put_i64(store + t.RECORD_BYTES_LIVE, i64(store + t.RECORD_BYTES_LIVE) - width)
-    refresh_blocks(head, row, at)
+    refresh_blocks(head, row, first)
 
 
 @kernel
@@ -290,6 +311,8 @@ def _insert(store: int, entity: int, number: int, record: int) -> bool:
     head = t.entity_head(store, entity)
     row = t.entity_row(head, number)
     width = i64(head + t.WIDTH)
+    if i64(row + t.COUNT) >= _most(head, row):
+        _forget_oldest(store, head, row)
     n = i64(row + t.COUNT)
     records = i64(row + t.RECORDS)
     at = n
@@ -305,6 +328,23 @@ def _insert(store: int, entity: int, number: int, record: int) -> bool:
 
 
 @kernel
+def _take_back(store: int, row: int, entry: int, last: int) -> None:
+    """Take out the entities up to `last` that were added for a row which cannot be applied."""
+    for e in range(last + 1):
+        number = i32(entry + 4 * e)
+        head = t.entity_head(store, e)
+        # A state without records whose version says that it never had any was added just now.
+        if number == t.NOT_FOUND or number != i64(head + t.ROW_COUNT) - 1:
+            continue
+        state = t.entity_row(head, number)
+        if i64(state + t.COUNT) > 0 or i64(state + t.VERSION) != 0:
+            continue
+        if i64(state + t.RECORDS) != 0:
+            a.release(i64(store + t.ARENA), i64(state + t.RECORDS) - a.SEGMENT_HEAD)
+        t.take_out_last(head)
+
+
+@kernel
 def _numbers(store: int, row: int, entry: int) -> int:
     """Find or make the entities of a row, with a place each; below 0 if something is full."""
     for e in range(i64(store + t.N_ENTITIES)):
@@ -316,13 +356,18 @@ def _numbers(store: int, row: int, entry: int) -> int:
             continue
         head = t.entity_head(store, e)
         number = t.find_entity(head, low, high)
+        outcome = 0
         if number == t.NOT_FOUND:
-            if i64(head + t.ROW_COUNT) >= min(i64(head + t.ROW_LIMIT), i64(head + t.HASH_LIMIT)):
-                return FULL_ENTITIES - e
-            number = t.add_entity(head, low, high)
-        if not _make_place(store, e, number):
-            return FULL_ARENA
+            if i64(head + t.ROW_COUNT) < min(i64(head + t.ROW_LIMIT), i64(head + t.HASH_LIMIT)):
+                number = t.add_entity(head, low, high)
+            else:
+                outcome = FULL_ENTITIES - e
+        if outcome == 0 and not _make_place(store, e, number):
+            outcome = FULL_ARENA
         put_i32(entry + 4 * e, number)
+        if outcome != 0:
+            _take_back(store, row, entry, e)
+            return outcome
     return 0
 
 
@@ -361,10 +406,10 @@ def apply_event(store: int, row: int, numbers: int) -> int:
     time = i64(row + r.TIME)
     if time < t.forget_line(store):
         return BEYOND_REACH
-    if i64(store + t.PAYMENT_COUNT) >= i64(store + t.PAYMENT_LIMIT):
-        return FULL_PAYMENTS
     entry = t.find_payment(store, u64(row))
     known = i64(entry + t.PAYMENT_TIME) != 0
+    if not known and i64(store + t.PAYMENT_COUNT) >= i64(store + t.PAYMENT_LIMIT):
+        return FULL_PAYMENTS
     outcome = _numbers(store, row, numbers)
     if outcome != 0:
         return outcome
@@ -410,7 +455,7 @@ def _is_event(record: int, identity: np.uint64) -> bool:
 
 @kernel
 def _apply_again(store: int, row: int, numbers: int, entry: int) -> int:
-    """Apply an event whose identity is known: nothing, or a conflict that the smaller content wins."""
+    """Apply an event whose identity is known: nothing, or a conflict; the smaller content wins."""
     outcome = REPEATED
     record = i64(store + t.STAGED)
     for e in range(i64(store + t.N_ENTITIES)):
@@ -427,8 +472,10 @@ def _apply_again(store: int, row: int, numbers: int, entry: int) -> int:
         records = i64(entity_row + t.RECORDS)
         at = find_event(records, n, width, i64(row + r.TIME), u64(row))
         if at < 0:
-            outcome = CONFLICT
-            _insert(store, e, number, record)
+            # Below what the entity has forgotten it is a repetition, and in the version already.
+            if i64(row + r.TIME) >= i64(entity_row + t.FORGOTTEN):
+                outcome = CONFLICT
+                _insert(store, e, number, record)
             continue
         order = compare_content(record, records + at * width, width)
         if order == 0:
@@ -448,8 +495,14 @@ def _apply_again(store: int, row: int, numbers: int, entry: int) -> int:
 
 @kernel
 def make_fact(
-    record: int, width: int, identity: np.uint64, time: int, fact: int, value: int,
-    known: int, sender: int,
+    record: int,
+    width: int,
+    identity: np.uint64,
+    time: int,
+    fact: int,
+    value: int,
+    known: int,
+    sender: int,
 ) -> None:
     """Write the record of one fact."""
     for at in range(0, width, 8):
@@ -506,10 +559,16 @@ def _insert_fact(store: int, entity: int, number: int, record: int) -> int:
 
 @kernel
 def apply_fact(
-    store: int, row: int, fact: int, value: int, known: int, sender: int, looked_up: bool,
+    store: int,
+    row: int,
+    fact: int,
+    value: int,
+    known: int,
+    sender: int,
+    looked_up: bool,
     numbers: int,
 ) -> int:
-    """Apply a fact of the payment whose identity, and time and tokens unless `looked_up`, `row` has.
+    """Apply a fact of the payment in `row`, which has only its identity if `looked_up`.
 
     UNKNOWN if it has to be looked up and is not there.
     """
@@ -551,36 +610,92 @@ def apply_fact(
 
 
 @kernel
+def ask_for_tables(store: int, row: int) -> None:
+    """Ask memory for the places of a row's payment and entities in their tables."""
+    prefetch(t.payment_slot(store, u64(row)))
+    for e in range(i64(store + t.N_ENTITIES)):
+        prefetch(t.hash_slot(t.entity_head(store, e), u64(row + r.TOKENS + 16 * e)))
+
+
+@kernel
+def ask_for_rows(store: int, row: int) -> None:
+    """Ask memory for the rows of a row's entities, whose hash slots are at hand by now."""
+    for e in range(i64(store + t.N_ENTITIES)):
+        head = t.entity_head(store, e)
+        number = i32(t.hash_slot(head, u64(row + r.TOKENS + 16 * e)))
+        if number > 0:
+            prefetch(t.entity_row(head, number - 1))
+            prefetch(t.entity_row(head, number - 1) + t.ENTITY_ROW - 8)
+
+
+@kernel
+def ask_for_records(store: int, row: int) -> None:
+    """Ask memory for the ends of the states of a row's entities, whose rows are at hand by now."""
+    for e in range(i64(store + t.N_ENTITIES)):
+        head = t.entity_head(store, e)
+        number = i32(t.hash_slot(head, u64(row + r.TOKENS + 16 * e)))
+        if number > 0:
+            entity = t.entity_row(head, number - 1)
+            end = i64(entity + t.RECORDS) + i64(entity + t.COUNT) * i64(head + t.WIDTH)
+            prefetch(end - 8)
+            prefetch(end + i64(head + t.WIDTH) - 8)
+
+
+@kernel
 def apply_events(
     store: int, rows: int, row_bytes: int, first: int, n: int, outcomes: int, numbers: int
 ) -> int:
     """Apply the events in rows `first` to `n` - 1, counting each outcome at `outcomes`.
 
-    The number of the row at which something was full, with what it was at `numbers`; else n.
+    Stops where something is full. Both where it stopped and the last outcome: see `stopped`.
     """
+    outcome = ACCEPTED
     for i in range(first, n):
+        ask_for_tables(store, rows + row_bytes * min(i + 3 * _AHEAD, n - 1))
+        ask_for_rows(store, rows + row_bytes * min(i + 2 * _AHEAD, n - 1))
+        ask_for_records(store, rows + row_bytes * min(i + _AHEAD, n - 1))
         outcome = apply_event(store, rows + row_bytes * i, numbers)
         if outcome < 0:
-            put_i64(numbers, outcome)
-            return i
+            return i * _OUTCOMES + outcome + _OUTCOMES // 2
         put_i64(outcomes + 8 * outcome, i64(outcomes + 8 * outcome) + 1)
-    return n
+    return n * _OUTCOMES + outcome + _OUTCOMES // 2
+
+
+def stopped(answer: int) -> tuple[int, int]:
+    """Where `apply_events` or `apply_facts` stopped, and the last outcome."""
+    row, outcome = divmod(answer, _OUTCOMES)
+    return row, outcome - _OUTCOMES // 2
 
 
 @kernel
 def apply_facts(
-    store: int, rows: int, row_bytes: int, facts: int, first: int, n: int, outcomes: int,
+    store: int,
+    rows: int,
+    row_bytes: int,
+    facts: int,
+    first: int,
+    n: int,
+    outcomes: int,
     numbers: int,
 ) -> int:
-    """Apply facts, four words each (fact, value, known at, sender), of the payments in `rows`."""
+    """Apply facts, five words each (fact, value, known at, sender, looked up), of payments.
+
+    Answers as `apply_events` does.
+    """
+    outcome = ACCEPTED
     for i in range(first, n):
-        fact = facts + 32 * i
+        fact = facts + 40 * i
         outcome = apply_fact(
-            store, rows + row_bytes * i, i64(fact), i64(fact + 8), i64(fact + 16), i64(fact + 24),
-            False, numbers,
+            store,
+            rows + row_bytes * i,
+            i64(fact),
+            i64(fact + 8),
+            i64(fact + 16),
+            i64(fact + 24),
+            i64(fact + 32) != 0,
+            numbers,
         )
         if outcome < 0:
-            put_i64(numbers, outcome)
-            return i
+            return i * _OUTCOMES + outcome + _OUTCOMES // 2
         put_i64(outcomes + 8 * outcome, i64(outcomes + 8 * outcome) + 1)
-    return n
+    return n * _OUTCOMES + outcome + _OUTCOMES // 2

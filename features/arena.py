@@ -160,7 +160,7 @@ def _close(arena: int, region: int) -> None:
 
 @kernel
 def cleaning_is_due(arena: int, size: int) -> bool:
-    """Whether the next segment of `size` bytes opens a region, and a tenth of the arena is waste."""
+    """Whether a segment of `size` bytes would open a region while a tenth of the arena is waste."""
     if _fits(arena, size):
         return False
     used = i64(arena + USED) * i64(arena + REGION_BYTES)
@@ -199,7 +199,7 @@ def next_segment(arena: int, region: int, segment: int) -> int:
 
 @kernel
 def copied(arena: int, segment: int, size: int, used: int) -> int:
-    """A new segment of `size` bytes with the first `used` bytes of an old one's content, or NO_ROOM.
+    """A new segment of `size` bytes with the first `used` bytes of an old one, or NO_ROOM.
 
     The old one is released.
     """

@@ -106,14 +106,20 @@ def _fill_block(head: int, row: int, block: int, work: int) -> None:
 def facts_so_far(record: int, end: int, width: int, work: int, as_of: int) -> int:
     """Bits of the facts that hold at `as_of` for the event at `record`; its facts follow it."""
     after = record + width
-    if after >= end or u64(after) != u64(record):
+    if after >= end or not _of_one_event(after, record):
         return i64(record + rec.TIME) & 0xFF
     forget = True
-    while after < end and u64(after) == u64(record):
+    while after < end and _of_one_event(after, record):
         note_fact(work, after, as_of, forget)
         forget = False
         after += width
     return facts_of_event(work, record)
+
+
+@kernel
+def _of_one_event(left: int, right: int) -> bool:
+    same_time = i64(left + rec.TIME) >> 16 == i64(right + rec.TIME) >> 16
+    return u64(left) == u64(right) and same_time
 
 
 @kernel
@@ -139,8 +145,16 @@ def _add(sums: int, n_facts: int, amount: int, facts: int) -> None:
 
 @kernel
 def _scan(
-    head: int, row: int, first: int, last: int, own: np.uint64, slot: int, condition: int,
-    n_facts: int, as_of: int, work: int,
+    head: int,
+    row: int,
+    first: int,
+    last: int,
+    own: np.uint64,
+    slot: int,
+    condition: int,
+    n_facts: int,
+    as_of: int,
+    work: int,
 ) -> None:
     """Add the events with index `first` to `last` - 1, the own one aside, to a slot."""
     width = i64(head + t.WIDTH)
@@ -195,8 +209,19 @@ def _sum_blocks(
 
 @kernel
 def _range(
-    head: int, row: int, first: int, last: int, own_at: int, own: np.uint64, slot: int, c: int,
-    condition: int, n_facts: int, wants_extremes: bool, as_of: int, work: int,
+    head: int,
+    row: int,
+    first: int,
+    last: int,
+    own_at: int,
+    own: np.uint64,
+    slot: int,
+    c: int,
+    condition: int,
+    n_facts: int,
+    wants_extremes: bool,
+    as_of: int,
+    work: int,
 ) -> None:
     """Add the events with index `first` to `last` - 1 to a slot, by blocks where they are whole.
 
@@ -241,8 +266,15 @@ def usable(span: int, row: int, as_of: int) -> bool:
 
 @kernel
 def sum_span(
-    span: int, head: int, entity_row: int, row: int, members: int, as_of: int, slots: int,
-    changes: int, work: int,
+    span: int,
+    head: int,
+    entity_row: int,
+    row: int,
+    members: int,
+    as_of: int,
+    slots: int,
+    changes: int,
+    work: int,
 ) -> None:
     """Fill the slots of one span, as `scan_span` does, through block sums."""
     fill_blocks(head, entity_row, work)
@@ -272,12 +304,30 @@ def sum_span(
             condition = i64(conditions + 8 * c)
             number = condition_number(head, condition)
             _range(
-                head, entity_row, first, last, own_at, own, slot, number, condition, n_facts,
-                wants & p.WANT_EXTREMES != 0, as_of, work,
+                head,
+                entity_row,
+                first,
+                last,
+                own_at,
+                own,
+                slot,
+                number,
+                condition,
+                n_facts,
+                wants & p.WANT_EXTREMES != 0,
+                as_of,
+                work,
             )
         close_window(
-            conditions, n_conditions, window, own_time > start and own_time <= end,
-            i64(span + 8 * p.SPAN_MEMBERS), row, members, work, slots,
+            conditions,
+            n_conditions,
+            window,
+            own_time > start and own_time <= end,
+            i64(span + 8 * p.SPAN_MEMBERS),
+            row,
+            members,
+            work,
+            slots,
         )
         oldest = i64(records + width * first + rec.TIME) >> 16 if first < last else NEVER
         beyond = i64(records + width * last + rec.TIME) >> 16 if last < n else NEVER

@@ -35,88 +35,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.errors import DamagedState
-from freshscore.features import state_layout as s
-from freshscore.features.applying import compare
 from freshscore.features.checksums import (
-    checked,
-    folded_in,
-    put_check,
-    record_fold,
-    words_fold,
+    HEADER_BYTES,
+    WHOLE,
+    first_damage,
+    put_checks,
+    sealed,
 )
-from freshscore.features.compiled import kernel
+from freshscore.features.decoded_state import DecodedState, Stretch
 from freshscore.features.evaluation import count_until
 from freshscore.features.folding import count_without_event, folded, taken_out, tiles_before
-from freshscore.features.memory import BYTES_AT, i64, u64
+from freshscore.features.memory import BYTES_AT
 from freshscore.features.state_layout import StateLayout
-from freshscore.features.uniting import united
+from freshscore.features.uniting import ascending, united
 
-HEADER_BYTES: Final = 80
 _MAGIC: Final = b"fsstate"
 _LAYOUT_VERSION: Final = 1
 _HEADER: Final = struct.Struct("<7sB3Q2q4Q")
-_SEAL_AT: Final = 72
 _N_TILES_SHIFT: Final = 40
-_SEED: Final = np.uint64(_LAYOUT_VERSION)
 _LOW_64: Final = 2**64 - 1
-
-_WHOLE: Final = -1
-_BROKEN_SEAL: Final = -2
-
-
-class Stretch(msgspec.Struct, frozen=True, eq=False):
-    """`n` items of `width` bytes, from byte `offset` of bytes that nobody changes."""
-
-    width: int
-    held: bytes = b""
-    offset: int = 0
-    n: int = 0
-
-    @property
-    def address(self) -> int:
-        """Where they begin in memory, while the stretch is alive."""
-        # An array would tell it too, and take thirty times as long.
-        return id(self.held) + BYTES_AT + self.offset
-
-    @property
-    def words(self) -> NDArray[np.int64]:
-        """The items as int64[n, width / 8], not to be written to."""
-        words = self.width // 8
-        flat = np.frombuffer(self.held, np.int64, self.n * words, self.offset)
-        return flat.reshape(self.n, words)
-
-    @property
-    def raw(self) -> bytes:
-        """Their bytes."""
-        return self.held[self.offset : self.offset + self.n * self.width]
-
-    def without(self, n: int) -> Stretch:
-        """All but the first `n`."""
-        return Stretch(self.width, self.held, self.offset + n * self.width, self.n - n)
-
-
-class DecodedState(msgspec.Struct, frozen=True, eq=False):
-    """A state as it was read: a set, whatever the order and number of what was appended.
-
-    records: sorted and distinct. tiles: sums of what was folded. version: 128 bits.
-    generation, nonce: of the header, 0 without one. folded_below_ms: F; a request with an earlier
-    own time cannot be answered. forgotten_below_ms: history is complete from there on.
-    n_compacted, n_appended: records that were read behind the header, and behind those.
-    n_without_event: payments with facts whose event lies in a tile, so that the facts do not count
-    until they are decoded with what was folded.
-    """
-
-    layout: StateLayout
-    records: Stretch
-    tiles: Stretch
-    version: int = 0
-    generation: int = 0
-    nonce: int = 0
-    folded_below_ms: int = 0
-    forgotten_below_ms: int = 0
-    n_compacted: int = 0
-    n_appended: int = 0
-    n_without_event: int = 0
 
 
 class Compaction(msgspec.Struct, frozen=True):
@@ -139,7 +76,7 @@ def encode(state: DecodedState) -> bytes:
     """The bytes of a state, all of it behind a header; raises ValueError for unsorted records."""
     layout = state.layout
     records, tiles = state.records, state.tiles
-    if not _ascending(records.address, records.n, layout.width):
+    if not ascending(records.address, records.n, layout.width):
         raise ValueError(f"records of entity {layout.name!r} are not sorted and distinct")
     fields = (
         *(_MAGIC, _LAYOUT_VERSION, layout.fingerprint, state.generation, state.nonce),
@@ -149,7 +86,7 @@ def encode(state: DecodedState) -> bytes:
     )
     front = _HEADER.pack(*fields, 0) + tiles.raw
     checked_records = _with_checks(records.raw, layout)
-    seal = _sealed(
+    seal = sealed(
         id(front) + BYTES_AT, len(front), id(checked_records) + BYTES_AT, records.n, layout.address
     )
     return _HEADER.pack(*fields, int(seal)) + tiles.raw + checked_records
@@ -192,9 +129,7 @@ def compacted(
     records, tiles = state.records, state.tiles
     state = msgspec.structs.replace(
         state,
-        records=records.without(
-            count_until(records.address, records.n, layout.width, forget - 1)
-        ),
+        records=records.without(count_until(records.address, records.n, layout.width, forget - 1)),
         tiles=tiles.without(tiles_before(tiles.address, tiles.n, layout.address, forget)),
         generation=state.generation + 1,
         nonce=nonce,
@@ -204,9 +139,7 @@ def compacted(
     if fold == 0:
         return Compaction(encode(state), b"")
     state, gone = _folded(state)
-    return Compaction(
-        encode(state), _with_checks(gone.raw, layout) if layout.reads_facts else b""
-    )
+    return Compaction(encode(state), _with_checks(gone.raw, layout) if layout.reads_facts else b"")
 
 
 def state_version(blob: bytes, layout: StateLayout) -> int:
@@ -224,8 +157,8 @@ def _opened(blob: bytes, layout: StateLayout) -> DecodedState:
             f"a state of entity {layout.name!r} has {len(blob)} bytes: {front} of header and tiles"
             f" and {n_compacted} compacted records of {layout.width}, with {rest} left over"
         )
-    damage = _damage(id(blob) + BYTES_AT, front, n_compacted, n, layout.address)
-    if damage != _WHOLE:
+    damage = first_damage(id(blob) + BYTES_AT, front, n_compacted, n, layout.address)
+    if damage != WHOLE:
         what = f"record {damage} of {n}" if damage >= 0 else "the header, or what it seals,"
         raise DamagedState(f"a state of entity {layout.name!r} is damaged: {what} fails its check")
     state = msgspec.structs.replace(
@@ -354,55 +287,5 @@ def _folded(state: DecodedState) -> tuple[DecodedState, Stretch]:
 def _with_checks(records: bytes, layout: StateLayout) -> bytes:
     """A copy of records, each with its checksum."""
     out = bytes(bytearray(records))
-    _put_checks(id(out) + BYTES_AT, len(out) // layout.width, layout.address)
+    put_checks(id(out) + BYTES_AT, len(out) // layout.width, layout.address)
     return out
-
-
-@kernel
-def _ascending(records: int, n: int, width: int) -> bool:
-    for i in range(1, n):
-        if compare(records + (i - 1) * width, records + i * width, width) >= 0:
-            return False
-    return True
-
-
-@kernel
-def _put_checks(records: int, n: int, layout: int) -> None:
-    width = i64(layout + 8 * s.WIDTH)
-    seed = u64(layout + 8 * s.SEED)
-    for i in range(n):
-        record = records + i * width
-        put_check(record, record_fold(record, width, seed))
-
-
-@kernel
-def _sealed(front: int, n_bytes: int, records: int, n: int, layout: int) -> np.uint64:
-    """The seal of a header, the tiles behind it, and records that may lie elsewhere."""
-    width = i64(layout + 8 * s.WIDTH)
-    seed = u64(layout + 8 * s.SEED)
-    seal = words_fold(front, _SEAL_AT, _SEED)
-    seal = words_fold(front + HEADER_BYTES, n_bytes - HEADER_BYTES, seal)
-    for i in range(n):
-        seal = folded_in(seal, record_fold(records + i * width, width, seed))
-    return seal
-
-
-@kernel
-def _damage(blob: int, front: int, n_compacted: int, n_records: int, layout: int) -> int:
-    """_WHOLE, or what is damaged: the number of a record, or _BROKEN_SEAL."""
-    width = i64(layout + 8 * s.WIDTH)
-    seed = u64(layout + 8 * s.SEED)
-    seal = np.uint64(0)
-    if front > 0:
-        seal = words_fold(blob, _SEAL_AT, _SEED)
-        seal = words_fold(blob + HEADER_BYTES, front - HEADER_BYTES, seal)
-    for i in range(n_records):
-        record = blob + front + i * width
-        fold = record_fold(record, width, seed)
-        if not checked(record, fold):
-            return i
-        if i < n_compacted:
-            seal = folded_in(seal, fold)
-    if front > 0 and seal != u64(blob + _SEAL_AT):
-        return _BROKEN_SEAL
-    return _WHOLE

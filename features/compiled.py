@@ -2,7 +2,8 @@
 
 Rule: a stored kernel is used only by the very sources that it was compiled from.
 numba's own cache looks at the file of the outermost function alone, so a change in a kernel
-that it calls would go unseen; the folder's name therefore carries a digest of all sources.
+that it calls would go unseen; so a folder's name carries a digest of all sources that its kernels
+can have been made from.
 Without a folder that can be written, kernels are compiled in memory (one warning, given by the
 caller of `cache_folder_problem`), never with an error.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,10 +25,13 @@ import numba.core.config as numba_config
 
 from freshscore.config import environment
 
+_IMPORT = re.compile(r"^from (freshscore\.[\w.]+) import (\([^)]*\)|.*)$", re.MULTILINE)
+_WORD = re.compile(r"\w+")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Rooms that hold kernels; a file of theirs that changes makes a new folder.
-_KERNEL_ROOMS = ("features", "scoring", "simulations")
+# Rooms that may hold kernels.
+_KERNEL_ROOMS = ("config", "features", "scoring")
 
 
 @overload
@@ -38,13 +43,13 @@ def kernel(**options: Any) -> Callable[[F], F]: ...
 
 
 def kernel(function: F | None = None, /, **options: Any) -> Any:
-    """Compile `function` without Python objects on its first call, keeping the machine code on disk.
+    """Compile `function` without Python objects on its first call; keep its code on disk.
 
     Options are numba's `njit` options. Usable bare or with options.
     """
     if function is None:
         return functools.partial(kernel, **options)
-    folder = cache_folder()
+    folder = cache_folder(function.__module__)
     if folder is None:
         return numba.njit(**options)(function)
     before = numba_config.CACHE_DIR
@@ -67,12 +72,15 @@ def entry_point(function: Any, n_arguments: int) -> Callable[..., Any]:
 
 
 @functools.cache
-def cache_folder() -> Path | None:
-    """The folder for compiled kernels of exactly these sources, or None where none can be written."""
+def cache_folder(module: str) -> Path | None:
+    """The folder for the kernels of `module` as its sources are, or None where none can be written.
+
+    Their digest covers all that the module imports of this package, directly or not.
+    """
     base = environment.cache_home()
     if base is None:
         return None
-    folder = base / "freshscore" / f"kernels-{_sources_digest()}"
+    folder = base / "freshscore" / f"kernels-{_digest(module)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -82,14 +90,43 @@ def cache_folder() -> Path | None:
     return folder
 
 
-@functools.cache
-def _sources_digest() -> str:
+def _digest(module: str) -> str:
     digest = hashlib.blake2b(digest_size=10)
     digest.update(f"{sys.implementation.cache_tag} {numba.__version__} {os.name}".encode())
-    package = Path(__file__).resolve().parent.parent
-    for room in _KERNEL_ROOMS:
-        # Installed, the rooms are neighbours below `freshscore`; in a checkout, below its root.
-        for source in sorted((package / room).glob("*.py")):
-            digest.update(source.name.encode())
-            digest.update(source.read_bytes())
+    texts = _sources()
+    for name in sorted(_imported(module)):
+        digest.update(name.encode() + texts[name].encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _sources() -> dict[str, str]:
+    """Module -> source, of the rooms that may hold kernels."""
+    # Installed, the rooms are neighbours below `freshscore`; in a checkout, below its root.
+    package = Path(__file__).resolve().parent.parent
+    return {
+        f"freshscore.{room}.{path.stem}": path.read_text(encoding="utf-8")
+        for room in _KERNEL_ROOMS
+        for path in (package / room).glob("*.py")
+    }
+
+
+def _imported(module: str) -> set[str]:
+    """The module and all that it imports of these rooms, directly or not."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in _sources():
+            found.add(name)
+            waiting += _direct_imports(name)
+    return found
+
+
+@functools.cache
+def _direct_imports(module: str) -> list[str]:
+    imports: list[str] = []
+    for source, names in _IMPORT.findall(_sources()[module]):
+        # `from room import module` and `from room.module import name` look alike.
+        imports += [source, *(f"{source}.{one}" for one in _WORD.findall(names))]
+    return imports

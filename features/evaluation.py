@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freshscore.features import layout as rec
 from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features.compiled import kernel
 from freshscore.features.finishing import NO_LAST, add_current, clear_slot
-from freshscore.features.memory import i64, move, put_i64, put_u64, u64
+from freshscore.features.memory import i64, move, put_i64, put_u64, signed, u64
 
 # Scratch behind the accumulators, in words: running accumulators for each condition of a span,
 # what is known of one event's facts, the table in which distinct members are found.
@@ -30,16 +31,32 @@ FACT_KNOWN: Final = FACT_STATE
 FACT_SENDER: Final = FACT_STATE + 8
 FACT_VALUE: Final = FACT_STATE + 16
 STAMP: Final = FACT_STATE + 24
+TABLE_BITS: Final = FACT_STATE + 25
 TABLE: Final = FACT_STATE + 32
-# Twice the most records that a scan may meet (MAX_EVENTS_LIMIT), so that probes stay short.
-TABLE_SLOTS: Final = 65536
-WORK_WORDS: Final = TABLE + 2 * TABLE_SLOTS
 MAX_EVENTS_LIMIT: Final = 32768
 
 # An instant that does not come.
 NEVER: Final = 2**62
 
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+def table_bits(program: p.Program, n_records: int) -> int:
+    """Bits of the number of slots in which scans of so many records find distinct members.
+
+    Each record is looked up for every condition and member of a span; at most half of the slots
+    are taken, so that probes stay short.
+    """
+    return max(1, 2 * n_records * program.n_distinct - 1).bit_length()
+
+
+def scratch_for(program: p.Program, n_before: int, n_records: int) -> NDArray[np.int64]:
+    """Scratch of one reader: `n_before` words, the accumulators, the work of scans."""
+    bits = table_bits(program, n_records)
+    work = n_before + program.scratch_words
+    scratch = np.zeros(work + TABLE + (2 << bits), np.int64)
+    scratch[work + TABLE_BITS] = bits
+    return scratch
 
 
 @kernel
@@ -130,7 +147,8 @@ def _first_sight(work: int, member: np.uint64, salt: int) -> bool:
     """Whether `member` was not met before in this scan, under this condition; now it was."""
     key = member ^ (np.uint64(salt) * _MIX)
     stamp = i64(work + 8 * STAMP)
-    at = np.int64((key * _MIX) >> np.uint64(48))
+    bits = i64(work + 8 * TABLE_BITS)
+    at = signed((key * _MIX) >> np.uint64(64 - bits))
     while True:
         slot = work + 8 * (TABLE + 2 * at)
         if i64(slot + 8) != stamp:
@@ -139,7 +157,7 @@ def _first_sight(work: int, member: np.uint64, salt: int) -> bool:
             return True
         if u64(slot) == key:
             return False
-        at = (at + 1) & (TABLE_SLOTS - 1)
+        at = (at + 1) & ((1 << bits) - 1)
 
 
 @kernel
@@ -171,9 +189,7 @@ def _count_event(
 
 
 @kernel
-def _count_members(
-    slot: int, record: int, n_members: int, row: int, work: int, salt: int
-) -> None:
+def _count_members(slot: int, record: int, n_members: int, row: int, work: int, salt: int) -> None:
     for m in range(n_members):
         member = u64(record + rec.MEMBERS + 8 * m)
         if member == np.uint64(0):
@@ -193,8 +209,15 @@ def _start_scan(work: int, n_conditions: int) -> None:
 
 @kernel
 def close_window(
-    conditions: int, n_conditions: int, window: int, inside: bool, n_members: int,
-    row: int, members: int, running: int, slots: int,
+    conditions: int,
+    n_conditions: int,
+    window: int,
+    inside: bool,
+    n_members: int,
+    row: int,
+    members: int,
+    running: int,
+    slots: int,
 ) -> None:
     """Copy the running accumulators to the slots of one window, with the current transaction."""
     for c in range(n_conditions):
@@ -212,9 +235,7 @@ def close_window(
 
 
 @kernel
-def _add_current_members(
-    slot: int, condition: int, n_members: int, row: int, members: int
-) -> None:
+def _add_current_members(slot: int, condition: int, n_members: int, row: int, members: int) -> None:
     if condition >= 0 and ((i64(row + r.BITS) >> (16 + condition)) & 1) == 0:
         return
     for m in range(n_members):
@@ -292,8 +313,16 @@ def next_known(records: int, n: int, width: int, as_of: int) -> int:
 
 @kernel
 def scan_span(
-    span: int, records: int, n: int, width: int, row: int, members: int, as_of: int,
-    slots: int, changes: int, work: int,
+    span: int,
+    records: int,
+    n: int,
+    width: int,
+    row: int,
+    members: int,
+    as_of: int,
+    slots: int,
+    changes: int,
+    work: int,
 ) -> None:
     """Fill the slots of one span from `n` records of `width` bytes.
 
@@ -316,7 +345,9 @@ def scan_span(
     )
     at = records
     beyond = NEVER
+    # Facts belong to the event with their identity and time: a conflict has other times.
     fact_owner = np.uint64(0)
+    fact_time = 0
     has_facts = False
     for k in range(i64(span + 8 * p.SPAN_N_WINDOWS)):
         step = i64(window + 8)
@@ -341,13 +372,15 @@ def scan_span(
                     continue
                 if (stamp >> 14) & 3 == rec.FACT:
                     if wants & p.WANT_FACTS:
-                        note_fact(work, record, as_of, not has_facts or fact_owner != identity)
+                        goes_on = has_facts and fact_owner == identity and fact_time == stamp >> 16
+                        note_fact(work, record, as_of, not goes_on)
                         fact_owner = identity
+                        fact_time = stamp >> 16
                         has_facts = True
                     continue
                 facts = stamp & 0xFF
                 if has_facts:
-                    if fact_owner == identity:
+                    if fact_owner == identity and fact_time == stamp >> 16:
                         facts = facts_of_event(work, record)
                     has_facts = False
                 bits = i64(record + rec.CONTENT) & 0xFFFF
@@ -361,9 +394,7 @@ def scan_span(
                     slot = work + 8 * p.SLOT * c
                     _count_event(slot, record, wants, facts, n_members, members, work, c)
         inside = own_time > start and own_time <= end
-        close_window(
-            conditions, n_conditions, window, inside, n_members, row, members, work, slots
-        )
+        close_window(conditions, n_conditions, window, inside, n_members, row, members, work, slots)
         # The scan stopped at the oldest record inside, or where none is.
         oldest = NEVER
         if at < records + n * width and (i64(at + rec.TIME) >> 16) > start:
@@ -374,9 +405,7 @@ def scan_span(
 
 
 @kernel
-def _scan_plain(
-    work: int, at: int, records: int, width: int, start: int, own: np.uint64
-) -> int:
+def _scan_plain(work: int, at: int, records: int, width: int, start: int, own: np.uint64) -> int:
     """Go on with a scan that counts amounts only; the address where it stopped."""
     count = i64(work)
     total = i64(work + 8 * p.SUM)
@@ -415,8 +444,15 @@ def _scan_plain(
 
 @kernel
 def scan_last(
-    last: int, n_members: int, place_at: int, records: int, n: int, width: int, row: int,
-    members: int, reach: int,
+    last: int,
+    n_members: int,
+    place_at: int,
+    records: int,
+    n: int,
+    width: int,
+    row: int,
+    members: int,
+    reach: int,
 ) -> None:
     """Find the last event before the transaction's own (time, identity), and the pairs seen."""
     own = u64(row)

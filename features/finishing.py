@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numpy as np
-
 from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features.compiled import kernel

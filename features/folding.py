@@ -7,7 +7,7 @@ any window) up to the next are in the same windows for ever: they are one tile, 
 that it ends at. As F moves on, the lines of short windows fall away and old tiles melt together, so
 a state has about 1 / resolution tiles for each window, however many events it has.
 Layout of a tile, in words: its line (ms); then for each condition of the entity's windows: count,
-sum, the three limbs of squares where a std is wanted, and a count for each fact where facts are read.
+sum, the three limbs of squares where a std is wanted, a count for each fact where facts are read.
 Cost: one pass over tiles and records; reading adds every tile once for each window that holds it.
 
 What is folded: an event below F whose step ends below F, unless the entity's windows read facts and
@@ -25,17 +25,10 @@ from __future__ import annotations
 from typing import Final
 
 from freshscore.features import layout as rec
-from freshscore.features import program as p
 from freshscore.features import state_layout as s
 from freshscore.features.blocks import meets
 from freshscore.features.compiled import kernel
-from freshscore.features.evaluation import (
-    NEVER,
-    next_change,
-    position,
-    window_end,
-    window_start,
-)
+from freshscore.features.evaluation import position, window_start
 from freshscore.features.memory import i64, move, put_i64, u64
 from freshscore.features.uniting import is_fact
 
@@ -147,8 +140,16 @@ def _is_folded(layout: int, records: int, n: int, i: int, fold_below: int) -> bo
 
 @kernel
 def folded(
-    layout: int, records: int, n: int, tiles: int, n_tiles: int, fold_below: int,
-    kept: int, gone: int, out: int, sizes: int,
+    layout: int,
+    records: int,
+    n: int,
+    tiles: int,
+    n_tiles: int,
+    fold_below: int,
+    kept: int,
+    gone: int,
+    out: int,
+    sizes: int,
 ) -> None:
     """Fold sorted records and tiles for readers from `fold_below` on.
 
@@ -190,14 +191,23 @@ def folded(
 def _melt(layout: int, tile: int, fold_below: int, from_line: int, out: int, n_out: int) -> int:
     """Add an old tile to the new ones, unless no window can reach it; how many those are then."""
     line = line_of(layout, i64(tile), fold_below)
-    if line <= from_line:
+    size = 8 * i64(layout + 8 * s.TILE_WORDS)
+    if line <= from_line or _is_empty(tile, size):
         return n_out
     n_out = _open_tile(layout, out, n_out, line)
-    size = 8 * i64(layout + 8 * s.TILE_WORDS)
     target = out + (n_out - 1) * size
     for at in range(8, size, 8):
         put_i64(target + at, i64(target + at) + i64(tile + at))
     return n_out
+
+
+@kernel
+def _is_empty(tile: int, size: int) -> bool:
+    # All that was in it may have been taken out again.
+    bits = 0
+    for at in range(tile + 8, tile + size, 8):
+        bits |= i64(at)
+    return bits == 0
 
 
 @kernel
@@ -227,15 +237,20 @@ def count_without_event(records: int, n: int, width: int, before: int) -> int:
 
 @kernel
 def _same_payment(left: int, right: int) -> bool:
-    return (
-        u64(left) == u64(right) and i64(left + rec.TIME) >> 16 == i64(right + rec.TIME) >> 16
-    )
+    return u64(left) == u64(right) and i64(left + rec.TIME) >> 16 == i64(right + rec.TIME) >> 16
 
 
 @kernel
 def taken_out(
-    layout: int, records: int, n: int, past: int, n_past: int, tiles: int, n_tiles: int,
-    fold_below: int, out: int,
+    layout: int,
+    records: int,
+    n: int,
+    past: int,
+    n_past: int,
+    tiles: int,
+    n_tiles: int,
+    fold_below: int,
+    out: int,
 ) -> int:
     """Write the records to `out`, with folded events put back before their facts; how many.
 
@@ -271,65 +286,3 @@ def _taken(layout: int, event: int, tiles: int, n_tiles: int, fold_below: int) -
         if i64(tile) == line:
             return _put_event(layout, tile, event, -1) >= 0
     return False
-
-
-@kernel
-def _condition_number(layout: int, condition: int) -> int:
-    conditions = layout + 8 * s.CONDITIONS
-    for c in range(i64(layout + 8 * s.N_CONDITIONS)):
-        if i64(conditions + 8 * c) == condition:
-            return c
-    return -1
-
-
-@kernel
-def add_tiles(
-    span: int, layout: int, tiles: int, n_tiles: int, as_of: int, slots: int, changes: int
-) -> None:
-    """Add the tiles to the slots of one span, which were filled from the records.
-
-    changes: the next change of each window by time alone; the tiles may bring it nearer.
-    """
-    size = 8 * i64(layout + 8 * s.TILE_WORDS)
-    delay = i64(span + 8 * p.SPAN_DELAY)
-    n_conditions = i64(span + 8 * p.SPAN_N_CONDITIONS)
-    window = span + 8 * (p.SPAN_FIXED + n_conditions)
-    for k in range(i64(span + 8 * p.SPAN_N_WINDOWS)):
-        step = i64(window + 8)
-        end = window_end(as_of, delay, step)
-        start = window_start(as_of, delay, step, i64(window))
-        first = tiles_before(tiles, n_tiles, layout, start + 1)
-        last = tiles_before(tiles, n_tiles, layout, end + 1)
-        for tile in range(tiles + first * size, tiles + last * size, size):
-            _add_tile(span, layout, tile, window, slots)
-        oldest = i64(tiles + first * size) if first < last else NEVER
-        newcomer = i64(tiles + last * size) if last < n_tiles else NEVER
-        change = next_change(oldest, newcomer, NEVER, as_of, delay, step, i64(window))
-        put_i64(changes + 8 * k, min(i64(changes + 8 * k), change))
-        window += 16 + 16 * n_conditions
-
-
-@kernel
-def _add_tile(span: int, layout: int, tile: int, window: int, slots: int) -> None:
-    for c in range(i64(span + 8 * p.SPAN_N_CONDITIONS)):
-        number = _condition_number(layout, i64(span + 8 * (p.SPAN_FIXED + c)))
-        sums = tile + 8 + 8 * number * i64(layout + 8 * s.CONDITION_WORDS)
-        for current in range(2):
-            slot = i64(window + 16 + 8 * (2 * c + current))
-            if slot >= 0:
-                _add_sums(layout, sums, slots + 8 * p.SLOT * slot)
-
-
-@kernel
-def _add_sums(layout: int, sums: int, slot: int) -> None:
-    put_i64(slot, i64(slot) + i64(sums))
-    put_i64(slot + 8 * p.SUM, i64(slot + 8 * p.SUM) + i64(sums + 8))
-    at = sums + 16
-    if i64(layout + 8 * s.HAS_SQUARES):
-        for word in range(3):
-            target = slot + 8 * (p.SQUARES_HIGH + word)
-            put_i64(target, i64(target) + i64(at + 8 * word))
-        at += 24
-    for f in range(i64(layout + 8 * s.N_FACTS)):
-        target = slot + 8 * (p.FACT_COUNTS + f)
-        put_i64(target, i64(target) + i64(at + 8 * f))

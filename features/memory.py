@@ -2,7 +2,7 @@
 
 Tables of the store and of the score cache are numpy arrays that Python owns and kernels reach by
 address, since an array argument costs a kernel call 50 ns and an address costs none.
-Rule: whoever calls a kernel keeps the arrays alive and has checked every input; nothing here checks.
+Rule: whoever calls a kernel keeps the arrays alive and has checked all input; nothing here checks.
 """
 
 from __future__ import annotations
@@ -211,15 +211,13 @@ def bits_of(typing: Any, value: Any) -> Any:
 
 
 @intrinsic
-def high_product(typing: Any, left: Any, right: Any) -> Any:
-    """The upper 64 bits of the 128-bit product of two uint64."""
+def signed(typing: Any, value: Any) -> Any:
+    """The int64 with the bits of a uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = ir.IntType(128)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
+        return args[0]
 
-    return types.uint64(types.uint64, types.uint64), generate
+    return types.int64(types.uint64), generate
 
 
 @intrinsic

@@ -15,9 +15,7 @@ MAX_AMOUNT_MINOR = 2**40
 
 _CODE = re.compile(r"[A-Z]{3}\Z")
 _DIGITS_NOT_TWO = (
-    dict.fromkeys(
-        "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF".split(), 0
-    )
+    dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF".split(), 0)
     | dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3)
     | dict.fromkeys("CLF UYW".split(), 4)
 )
@@ -38,7 +36,7 @@ def minor_from_major(amount: float, currency: str) -> int:
 
     Raises BadTransaction for NaN, infinities and what exceeds the bound.
     """
-    scaled = amount * 10 ** minor_digits(currency)
+    scaled = amount * float(10 ** minor_digits(currency))
     if not abs(scaled) <= MAX_AMOUNT_MINOR:
         raise BadTransaction(
             f"amount is {amount!r} {currency}; the limit is {MAX_AMOUNT_MINOR} minor units"

@@ -10,10 +10,9 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from freshscore.config.errors import BadTransaction
@@ -22,8 +21,10 @@ from freshscore.features.layout import NO_PLACE, place
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.program import Program, static_conditions
 from freshscore.features.row import make_row, row_words
-from freshscore.features.table import PaymentTable
 from freshscore.features.transaction import KIND_CODES, Transaction
+
+if TYPE_CHECKING:
+    from freshscore.features.table import PaymentTable
 
 _NAN: Final = float("nan")
 # Where the number of a cohort stands in a row's bits; 8 bits.
@@ -101,7 +102,7 @@ class Packer:
         self._facts = {fact: bit for bit, fact in enumerate(spec.facts)}
 
     def row(self, transaction: Transaction) -> bytes:
-        """The row of `transaction`; raises BadTransaction for what the specification cannot read."""
+        """The row of `transaction`; raises BadTransaction for what cannot be read so."""
         if transaction.packed_by is self:
             return transaction.packed  # type: ignore[return-value]  # set beside packed_by
         raw = self._raw(transaction)
@@ -158,7 +159,7 @@ class Packer:
                     f"field {name!r} is a string; the specification reads it as a number"
                 )
             else:
-                values.append(float(value))
+                values.append(_as_float(name, value))
         for name in self._spec.categories:
             value = fields.get(name)
             code = self._codes.get(name, {}).get(value) if isinstance(value, str) else None
@@ -181,7 +182,8 @@ class Packer:
         for number, cohort in reversed(list(enumerate(self._cohorts))):
             column = table.categories.get(cohort.field)
             if column is not None:
-                held = np.array([*pc.equal(column.values, cohort.value).to_pylist(), False])
+                values = column.values.to_pylist()
+                held = np.array([*(value == cohort.value for value in values), False])
                 numbers[held[column.codes]] = number
         return numbers << np.uint64(COHORT_SHIFT)
 
@@ -207,6 +209,13 @@ class Packer:
                 )
             bits |= value << bit
         return bits
+
+
+def _as_float(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadTransaction(f"field {name!r} is beyond the largest float64") from None
 
 
 def _joined(parts: tuple[str, ...], entities: Mapping[str, str]) -> bytes | None:

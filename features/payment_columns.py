@@ -61,7 +61,7 @@ class Faults:
             self.problems.append(Problem(reason, sentence))
 
 
-class PaymentColumns:
+class PaymentReader:
     """Reads the parts of the payments in `loaded`, collecting `faults`; each method once, in order.
 
     Every array has one row for each row that was loaded.

@@ -18,6 +18,7 @@ function turns into features, so that all of them give the same bits.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -35,7 +36,6 @@ from freshscore.features.specification import (
     has_location,
     members_of,
 )
-from freshscore.features.transaction import KIND_CODES
 
 # The head.
 N_ENTITIES: Final = 0
@@ -201,6 +201,18 @@ class Program(msgspec.Struct, frozen=True):
         return int(self.code[N_COLUMNS])
 
     @property
+    def n_distinct(self) -> int:
+        """Conditions times members of the span in which a record is looked up most often."""
+        at, most = int(self.code[SPANS_AT]), 0
+        for _ in range(int(self.code[N_SPANS])):
+            if self.code[at + SPAN_WANTS] & WANT_DISTINCT:
+                most = max(
+                    most, int(self.code[at + SPAN_N_CONDITIONS] * self.code[at + SPAN_MEMBERS])
+                )
+            at += int(self.code[at + SPAN_NEXT])
+        return most
+
+    @property
     def scratch_words(self) -> int:
         """Words that one evaluation needs: accumulators, then the next change of each window."""
         accumulators = int(self.code[N_SLOTS]) * SLOT + int(self.code[N_LASTS]) * LAST
@@ -240,7 +252,7 @@ def condition_code(spec: FeatureSpecification, aggregate: Aggregate) -> int:
 
 
 def static_conditions(
-    spec: FeatureSpecification, kind: str, fields: dict[str, object] | None
+    spec: FeatureSpecification, kind: str, fields: Mapping[str, object] | None
 ) -> int:
     """Condition bits of an event of `kind` with these fields."""
     bits = 0
@@ -259,9 +271,7 @@ def compiled(spec: FeatureSpecification) -> Program:
     names = [layout.name for layout in layouts]
     slots = _Slots(spec)
     lasts: dict[str, int] = {}
-    columns = [
-        _column(spec, column, slots, lasts, layouts) for column in spec.columns
-    ]
+    columns = [_column(spec, column, slots, lasts, layouts) for column in spec.columns]
     spans, n_windows = _spans(spec, slots, names)
     described = _described_slots(slots, names)
     last_parts = [
@@ -374,9 +384,7 @@ def _aggregate_column(
     return [_AGGREGATE_OPS[aggregate.function], slot, operand, -1, int(declared), empty, 0, 0]
 
 
-def _spans(
-    spec: FeatureSpecification, slots: _Slots, names: list[str]
-) -> tuple[list[int], int]:
+def _spans(spec: FeatureSpecification, slots: _Slots, names: list[str]) -> tuple[list[int], int]:
     words: list[int] = []
     n_windows = 0
     for (entity, delay), wants in slots.wants.items():
@@ -389,9 +397,7 @@ def _spans(
             body += [length, spec.step_ms(group, length)]
             for condition in conditions:
                 for current in (False, True):
-                    body.append(
-                        slots.numbers.get((entity, delay, length, condition, current), -1)
-                    )
+                    body.append(slots.numbers.get((entity, delay, length, condition, current), -1))
         fixed = [0] * SPAN_FIXED
         fixed[SPAN_ENTITY] = names.index(entity)
         fixed[SPAN_DELAY] = delay

@@ -17,7 +17,7 @@ import pyarrow as pa
 from freshscore.config.errors import BadFile
 from freshscore.features.columns import ColumnMap, Roles, chosen_map, shown
 from freshscore.features.objects import loaded_objects
-from freshscore.features.payment_columns import Faults, PaymentColumns
+from freshscore.features.payment_columns import Faults, PaymentReader
 from freshscore.features.sources import Loaded, RawColumn, opened
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.table import Int64s, PaymentTable, Rejected
@@ -67,7 +67,7 @@ def read_payments(
 def _table(
     loaded: Loaded, roles: Roles, spec: FeatureSpecification, keep: Sequence[str]
 ) -> PaymentTable:
-    read = PaymentColumns(loaded, roles, spec)
+    read = PaymentReader(loaded, roles, spec)
     # In the order of Transaction's checks: the first problem of a row is the one it is counted by.
     ids = read.ids()
     times_ms = read.times_ms()

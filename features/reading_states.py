@@ -18,7 +18,6 @@ from freshscore.features.blocks import sum_span, usable
 from freshscore.features.compiled import kernel
 from freshscore.features.evaluation import (
     NEVER,
-    WORK_WORDS,
     mark_absent,
     next_known,
     position,
@@ -34,11 +33,6 @@ NUMBERS: Final = 0
 ROWS: Final = 8
 MEMBERS: Final = 16
 ACCUMULATORS: Final = 24
-
-
-def scratch_words(accumulators: int) -> int:
-    """Words of scratch for a program whose accumulators take so many."""
-    return ACCUMULATORS + accumulators + WORK_WORDS
 
 
 @kernel
@@ -134,9 +128,7 @@ def changes_of(code: int, scratch: int) -> int:
 
 
 @kernel
-def accumulate_span(
-    store: int, code: int, span: int, row: int, as_of: int, scratch: int
-) -> None:
+def accumulate_span(store: int, code: int, span: int, row: int, as_of: int, scratch: int) -> None:
     """Fill the slots of one span for the transaction in `row`."""
     slots = scratch + 8 * ACCUMULATORS
     entity = i64(span + 8 * p.SPAN_ENTITY)
@@ -205,15 +197,20 @@ def _accumulate_last(
     records = i64(state + t.RECORDS) if state != 0 else 0
     width = i64(t.entity_head(store, entity) + t.WIDTH)
     scan_last(
-        last, i64(described + 8), i64(described + 16), records, n, width, row,
-        scratch + 8 * MEMBERS, i64(code + 8 * p.REACH_MS),
+        last,
+        i64(described + 8),
+        i64(described + 16),
+        records,
+        n,
+        width,
+        row,
+        scratch + 8 * MEMBERS,
+        i64(code + 8 * p.REACH_MS),
     )
 
 
 @kernel
-def read_features(
-    store: int, code: int, row: int, as_of: int, scratch: int, out: int
-) -> None:
+def read_features(store: int, code: int, row: int, as_of: int, scratch: int, out: int) -> None:
     """Write the feature vector of the transaction in `row` at `as_of` to `out`, float64."""
     find_states(store, row, scratch)
     accumulate(store, code, row, as_of, scratch)

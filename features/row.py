@@ -62,9 +62,7 @@ def hashed(address: int, n_bytes: int, key: int) -> Hash:
 
 
 @kernel
-def make_row(
-    raw: int, row: int, keys: int, n_entities: int, n_values: int
-) -> int:
+def make_row(raw: int, row: int, keys: int, n_entities: int, n_values: int) -> int:
     """Fill the row at `row` from the raw form at `raw`; `n_values` numbers and categories."""
     lengths = raw + 8 * (4 + n_values)
     text = lengths + 8 * (1 + n_entities)

@@ -44,7 +44,9 @@ def duration_ms(text: str) -> int:
     """Milliseconds of a duration such as `10m`, `1h`, `30d`; raises BadSpecification."""
     match = _DURATION.match(text)
     if match is None:
-        raise BadSpecification(f"a duration is a number and s, m, h or d, such as 30d; not {text!r}")
+        raise BadSpecification(
+            f"a duration is a number and s, m, h or d, such as 30d; not {text!r}"
+        )
     return int(match[1]) * _UNITS_MS[match[2]]
 
 
@@ -288,9 +290,7 @@ class FeatureSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     def held_ms(self) -> int:
         """How far before `as_of` a window can begin: reach, and a grid step where there is one."""
         steps = [
-            self.step_ms(group, length)
-            for group in self.windows
-            for length in group.lengths_ms
+            self.step_ms(group, length) for group in self.windows for length in group.lengths_ms
         ]
         return self.reach_ms + 2 * max(steps, default=0)
 
@@ -368,6 +368,9 @@ def _check(spec: FeatureSpecification) -> None:
         raise BadSpecification("a specification needs at least one feature")
     for feature in spec.features:
         _check_feature(spec, feature)
+    for both in spec.categories:
+        if both in spec.plain_fields:
+            raise BadSpecification(f"field {both!r} is read both as a number and as a category")
 
 
 def _check_entity(entity: Entity) -> None:
@@ -449,9 +452,9 @@ def _check_feature(spec: FeatureSpecification, feature: Feature) -> None:
     if feature.function == "first_pair":
         _known(f"feature {feature.name!r}: of", feature.of, entities)
     aggregates = [column.name for column in spec.columns if column.aggregate is not None]
-    for part in (feature.to, feature.spread):
-        if part is not None:
-            _known(f"feature {feature.name!r}: aggregate", part, aggregates)
+    for name in (feature.to, feature.spread):
+        if name is not None:
+            _known(f"feature {feature.name!r}: aggregate", name, aggregates)
 
 
 def members_of(spec: FeatureSpecification, entity: str) -> tuple[str, ...]:

@@ -47,9 +47,9 @@ _FORMAT: Final = 1
 class StateLayout:
     """The layout of one entity's states, for one program and one set of keys.
 
-    name: of the entity. width, tile_width: bytes of a record and of a tile (0 for an exact entity).
+    name: of the entity. width, tile_width: bytes of a record, and of a tile (0 for an exact one).
     fingerprint: of the state, 64 bits; record_fingerprint: of the records alone.
-    words: int64, what the kernels read, and its address; they have the digest key and are not shown.
+    words: int64, what the kernels read, and its address; with the digest key, so never shown.
     """
 
     name: str

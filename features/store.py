@@ -6,6 +6,8 @@ so every method here is safe to call from any thread, and none needs a lock of i
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,23 +22,23 @@ from freshscore.features.applying import (
     CONFLICT,
     REPEATED,
     UNKNOWN,
-    apply_event,
     apply_events,
-    apply_fact,
     apply_facts,
+    stopped,
 )
 from freshscore.features.blocks import SUMS
-from freshscore.features.evaluation import MAX_EVENTS_LIMIT
+from freshscore.features.compiled import entry_point
+from freshscore.features.evaluation import MAX_EVENTS_LIMIT, scratch_for
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.packing import Keys
 from freshscore.features.program import (
     MEMBERS_AT,
     NO_CONDITION,
-    WANT_FACTS,
     Program,
     condition_code,
 )
-from freshscore.features.reading_states import read_features, scratch_words
+from freshscore.features.reading_states import ACCUMULATORS, read_features
+from freshscore.features.row import TOKENS
 
 OUTCOMES: Final = {
     ACCEPTED: "accepted",
@@ -86,12 +88,16 @@ class MemoryStore:
         self.address = address_of(self.head)
         self._numbers = np.zeros((n + 1) // 2 + 1, np.int64)
         self._numbers_at = address_of(self._numbers)
+        # Of single events and facts, whose outcome is answered and counted by who applies them.
+        self._counts = np.zeros(len(OUTCOMES), np.int64)
+        self._counts_at = address_of(self._counts)
+        self._apply_events = entry_point(apply_events, 7)
         self._staged = np.zeros(64, np.int64)
         self.code_at = address_of(program.code)
         self._arena = _Arena(limits.arena_bytes)
         self._make_entities()
         self._make_payments()
-        self.scratch = np.zeros(scratch_words(program.scratch_words), np.int64)
+        self.scratch = scratch_for(program, ACCUMULATORS, limits.max_events_per_entity)
         self.scratch_at = address_of(self.scratch)
 
     def observe(self, row: bytes) -> str:
@@ -100,11 +106,15 @@ class MemoryStore:
         Raises StoreFull at a limit, with nothing changed.
         """
         at = id(row) + BYTES_AT
-        outcome = apply_event(self.address, at, self._numbers_at)
-        while outcome < 0:
+        answer = self._apply_events(self.address, at, 0, 0, 1, self._counts_at, self._numbers_at)
+        while True:
+            done, outcome = stopped(answer)
+            if done:
+                return OUTCOMES[outcome]
             self._grow(outcome)
-            outcome = apply_event(self.address, at, self._numbers_at)
-        return OUTCOMES[outcome]
+            answer = self._apply_events(
+                self.address, at, 0, 0, 1, self._counts_at, self._numbers_at
+            )
 
     def label(
         self, row: bytes, fact: int, value: bool, known_at_ms: int, sender_ms: int, looked_up: bool
@@ -114,13 +124,22 @@ class MemoryStore:
         looked_up: time and entities are those of the observed payment, `row` has the identity only.
         Raises StoreFull at a limit, with nothing changed.
         """
+        words = np.array([fact, int(value), known_at_ms, sender_ms, int(looked_up)], np.int64)
         at = id(row) + BYTES_AT
         while True:
-            outcome = apply_fact(
-                self.address, at, fact, int(value), known_at_ms, sender_ms, looked_up,
-                self._numbers_at,
+            done, outcome = stopped(
+                apply_facts(
+                    self.address,
+                    at,
+                    0,
+                    address_of(words),
+                    0,
+                    1,
+                    self._counts_at,
+                    self._numbers_at,
+                )
             )
-            if outcome >= 0:
+            if done:
                 return OUTCOMES[outcome]
             self._grow(outcome)
 
@@ -135,12 +154,19 @@ class MemoryStore:
             last = min(first + _ROWS_AT_ONCE, n)
             done = first
             while done < last:
-                done = apply_events(
-                    self.address, address_of(rows), row_bytes, done, last, address_of(outcomes),
-                    self._numbers_at,
+                done, outcome = stopped(
+                    self._apply_events(
+                        self.address,
+                        address_of(rows),
+                        row_bytes,
+                        done,
+                        last,
+                        address_of(outcomes),
+                        self._numbers_at,
+                    )
                 )
                 if done < last:
-                    self._grow(int(self._numbers[0]))
+                    self._grow(outcome)
         return _counted(outcomes)
 
     def label_all(
@@ -153,27 +179,64 @@ class MemoryStore:
     ) -> dict[str, int]:
         """Apply one fact for the payment in each row, as `label` does; outcome -> how many."""
         outcomes = np.zeros(len(OUTCOMES), np.int64)
-        words = np.stack(
-            [facts.astype(np.int64), values.astype(np.int64), known_at_ms, sender_ms], axis=1
-        )
+        words = np.zeros((len(rows), 5), np.int64)
+        for at, column in enumerate((facts, values, known_at_ms, sender_ms)):
+            words[:, at] = column
         done = 0
         while done < len(rows):
-            done = apply_facts(
-                self.address, address_of(rows), rows.strides[0], address_of(words), done,
-                len(rows), address_of(outcomes), self._numbers_at,
+            done, outcome = stopped(
+                apply_facts(
+                    self.address,
+                    address_of(rows),
+                    rows.strides[0],
+                    address_of(words),
+                    done,
+                    len(rows),
+                    address_of(outcomes),
+                    self._numbers_at,
+                )
             )
             if done < len(rows):
-                self._grow(int(self._numbers[0]))
+                self._grow(outcome)
         return _counted(outcomes)
 
     def features(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
         """The feature vector of the transaction in `row` at `as_of_ms`: float64[n_columns]."""
         out = np.empty(self.program.n_columns, np.float64)
         read_features(
-            self.address, self.code_at, id(row) + BYTES_AT, as_of_ms, self.scratch_at,
+            self.address,
+            self.code_at,
+            id(row) + BYTES_AT,
+            as_of_ms,
+            self.scratch_at,
             address_of(out),
         )
         return out
+
+    def versions(self, row: bytes) -> tuple[int | None, ...]:
+        """The version of the state of each of the transaction's entities; None where none is.
+
+        128 bits: equal versions of one entity mean equal sets of records.
+        """
+        return tuple(self._version(row, e) for e in range(len(self.program.entities)))
+
+    def _version(self, row: bytes, e: int) -> int | None:
+        low, high = struct.unpack_from("<2Q", row, TOKENS + 16 * e)
+        head = tables.entity_head(self.address, e)
+        number = tables.find_entity(head, np.uint64(low), np.uint64(high))
+        if number == tables.NOT_FOUND:
+            return None
+        at = (tables.ENTITY_ROW * number + tables.VERSION) // 8
+        version = self._rows[e][at : at + 2].tobytes()
+        return int.from_bytes(version, "little")
+
+    def reserve(self, n_entities: Sequence[int], n_payments: int) -> None:
+        """Make the tables of an empty store large enough for so many entities and payments."""
+        for e, n in enumerate(n_entities):
+            self._hashes[e] = np.zeros(_slots_for(n), np.int32)
+            self._set_hash(e)
+        self._payments = self._payment_slots(_slots_for(n_payments))
+        self._set_payments()
 
     @property
     def newest_ms(self) -> int:
@@ -245,9 +308,7 @@ class MemoryStore:
             self._set(head + tables.WIDTH, 8 * layout.words)
             self._set(head + tables.N_MEMBERS, len(layout.members))
             self._set(head + tables.PLACE_AT, layout.place_at)
-            self._set(
-                head + tables.MAX_EVENTS, 2**40 if grid else limits.max_events_per_entity
-            )
+            self._set(head + tables.MAX_EVENTS, 2**40 if grid else limits.max_events_per_entity)
             self._set(head + tables.BLOCK_WORDS, len(conditions) * (sums + 2))
             self._set(head + tables.BLOCK_CONDITIONS, address_of(conditions))
             self._set(head + tables.N_BLOCK_CONDITIONS, len(conditions))
@@ -275,10 +336,13 @@ class MemoryStore:
         self._set(head + tables.HASH_LIMIT, int(slots * _FULLEST))
 
     def _make_payments(self) -> None:
-        words = 2 + (len(self.program.entities) + 1) // 2
-        self._set(tables.PAYMENT_BYTES, 8 * words)
-        self._payments = np.zeros((_FIRST_SLOTS, words), np.int64)
+        self._payments = self._payment_slots(_FIRST_SLOTS)
+        self._set(tables.PAYMENT_BYTES, self._payments.strides[0])
         self._set_payments()
+
+    def _payment_slots(self, slots: int) -> NDArray[np.int64]:
+        words = 2 + (len(self.program.entities) + 1) // 2
+        return np.zeros((slots, words), np.int64)
 
     def _set_payments(self) -> None:
         slots = len(self._payments)
@@ -306,12 +370,17 @@ class MemoryStore:
                 f"{count} payments are within reach; store.max_payments is"
                 f" {self.limits.max_payments}"
             )
-        # Twice the slots, unless making the table anew frees a quarter of it.
-        new_slots = slots if beyond > count // 4 else 2 * slots
+        # Twice the slots, unless making the table anew frees a quarter of it, or it is the limit on
+        # payments that it is at: then it would double again with every few payments that leave.
+        at_limit = int(slots * _FULLEST) >= self.limits.max_payments
+        new_slots = slots if at_limit or beyond > count // 4 else 2 * slots
         old = self._payments
-        self._payments = np.zeros((new_slots, old.shape[1]), np.int64)
-        self._set_payments()
-        tables.rehash_payments(self.address, address_of(old), slots)
+        table = np.zeros((new_slots, old.shape[1]), np.int64)
+        limit = min(int(new_slots * _FULLEST), self.limits.max_payments)
+        if tables.replace_payments(
+            self.address, address_of(old), address_of(table), new_slots, limit
+        ):
+            self._payments = table
 
     def _grow_entities(self, e: int) -> None:
         head = tables.ENTITY + tables.ENTITY_HEAD * e
@@ -320,9 +389,21 @@ class MemoryStore:
                 f"there are {self.limits.max_entities} of entity"
                 f" {self.program.entities[e].name!r}, which is store.max_entities"
             )
-        self._hashes[e] = np.zeros(2 * len(self._hashes[e]), np.int32)
-        self._set_hash(e)
-        tables.rehash_entities(self.address + head)
+        old = self._hashes[e]
+        slots = 2 * len(old)
+        table = np.zeros(slots, np.int32)
+        if tables.replace_hash(
+            self.address + head, address_of(old), address_of(table), slots, int(slots * _FULLEST)
+        ):
+            self._hashes[e] = table
+
+
+def _slots_for(n: int) -> int:
+    """Slots of a hash table that `n` entries leave room in."""
+    slots = _FIRST_SLOTS
+    while int(slots * _FULLEST) <= n:
+        slots *= 2
+    return slots
 
 
 def _counted(outcomes: NDArray[np.int64]) -> dict[str, int]:

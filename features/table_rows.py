@@ -51,9 +51,7 @@ def rows_of(table: PaymentTable, packer: Packer) -> Words:
     for column in packer.values_of(table):
         rows[:, at] = column.view(np.uint64)
         at += 1
-    _digest_contents(
-        address_of(rows), n, packer.row_bytes, address_of(keys) + r.KEY_CONTENT
-    )
+    _digest_contents(address_of(rows), n, packer.row_bytes, address_of(keys) + r.KEY_CONTENT)
     return rows
 
 

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from freshscore.features.compiled import kernel
-from freshscore.features.memory import i32, i64, put_i32, put_i64, put_u64, u64
+from freshscore.features.memory import i32, i64, put_i32, put_i64, put_u64, signed, u64
 
 # Common words of the head, in bytes.
 N_ENTITIES: Final = 0
@@ -98,11 +98,24 @@ def entity_row(head: int, number: int) -> int:
 
 
 @kernel
+def hash_slot(head: int, low: np.uint64) -> int:
+    """Address of the first place in the hash table for a token."""
+    return i64(head + HASH) + 4 * (signed(low >> np.uint64(1)) & i64(head + HASH_MASK))
+
+
+@kernel
+def payment_slot(store: int, identity: np.uint64) -> int:
+    """Address of the first place in the table for a payment."""
+    at = signed((identity * _MIX) >> np.uint64(1)) & i64(store + PAYMENT_MASK)
+    return i64(store + PAYMENTS) + i64(store + PAYMENT_BYTES) * at
+
+
+@kernel
 def find_entity(head: int, low: np.uint64, high: np.uint64) -> int:
     """The number of the entity with this token, or NOT_FOUND."""
     mask = i64(head + HASH_MASK)
     table = i64(head + HASH)
-    at = np.int64(low >> np.uint64(1)) & mask
+    at = signed(low >> np.uint64(1)) & mask
     while True:
         number = i32(table + 4 * at)
         if number == 0:
@@ -118,7 +131,7 @@ def hash_entity(head: int, number: int) -> None:
     """Enter the entity `number`, whose row has its token, in the hash table."""
     mask = i64(head + HASH_MASK)
     table = i64(head + HASH)
-    at = np.int64(u64(entity_row(head, number)) >> np.uint64(1)) & mask
+    at = signed(u64(entity_row(head, number)) >> np.uint64(1)) & mask
     while i32(table + 4 * at) != 0:
         at = (at + 1) & mask
     put_i32(table + 4 * at, number + 1)
@@ -139,12 +152,26 @@ def add_entity(head: int, low: np.uint64, high: np.uint64) -> int:
 
 
 @kernel
+def take_out_last(head: int) -> None:
+    """Take out the entity that was added last, while nothing was added behind it."""
+    number = i64(head + ROW_COUNT) - 1
+    mask = i64(head + HASH_MASK)
+    table = i64(head + HASH)
+    at = signed(u64(entity_row(head, number)) >> np.uint64(1)) & mask
+    while i32(table + 4 * at) != number + 1:
+        at = (at + 1) & mask
+    # Nothing was entered since, so no other search passes here.
+    put_i32(table + 4 * at, 0)
+    put_i64(head + ROW_COUNT, number)
+
+
+@kernel
 def find_payment(store: int, identity: np.uint64) -> int:
     """Address of the payment's entry, or of the empty one where it would be."""
     mask = i64(store + PAYMENT_MASK)
     table = i64(store + PAYMENTS)
     size = i64(store + PAYMENT_BYTES)
-    at = np.int64((identity * _MIX) >> np.uint64(1)) & mask
+    at = signed((identity * _MIX) >> np.uint64(1)) & mask
     while True:
         entry = table + size * at
         if i64(entry + PAYMENT_TIME) == 0 or u64(entry) == identity:
@@ -175,6 +202,34 @@ def rehash_payments(store: int, old: int, n_old: int) -> int:
         kept += 1
     put_i64(store + PAYMENT_COUNT, kept)
     return kept
+
+
+@kernel
+def replace_payments(store: int, old: int, table: int, slots: int, limit: int) -> bool:
+    """Move what is within reach from the table at `old` to the empty one at `table`, and use that.
+
+    One step for all threads; False, with nothing done, if another thread has replaced it before.
+    """
+    if i64(store + PAYMENTS) != old:
+        return False
+    n_old = i64(store + PAYMENT_MASK) + 1
+    put_i64(store + PAYMENTS, table)
+    put_i64(store + PAYMENT_MASK, slots - 1)
+    put_i64(store + PAYMENT_LIMIT, limit)
+    rehash_payments(store, old, n_old)
+    return True
+
+
+@kernel
+def replace_hash(head: int, old: int, table: int, slots: int, limit: int) -> bool:
+    """Enter all entities in the empty hash table at `table`, and use that; as replace_payments."""
+    if i64(head + HASH) != old:
+        return False
+    put_i64(head + HASH, table)
+    put_i64(head + HASH_MASK, slots - 1)
+    put_i64(head + HASH_LIMIT, limit)
+    rehash_entities(head)
+    return True
 
 
 @kernel

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from freshscore.config.errors import BadTransaction
 from freshscore.features.money import MAX_AMOUNT_MINOR, is_currency_code
@@ -26,7 +26,7 @@ LATEST_MS: Final = 4_102_444_800_000  # 2100-01-01
 MAX_STRING_BYTES: Final = 256
 
 FieldValue = str | int | float | bool | None
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _REQUIRED: Final = ("transaction_id", "time", "amount_minor", "currency", "entities")
@@ -36,7 +36,7 @@ _OPTIONAL: Final = ("kind", "base_amount_minor", "original_id", "fields", "locat
 def time_ms(value: object, name: str = "time") -> int:
     """Milliseconds UTC of an aware datetime or an int; raises BadTransaction for anything else."""
     if value.__class__ is int:
-        instant: int = value  # type: ignore[assignment]  # narrowed by the exact class
+        instant: int = value
     elif isinstance(value, datetime):
         if value.tzinfo is None:
             raise BadTransaction(f"{name} is a naive datetime; it needs a time zone")
@@ -134,7 +134,7 @@ class Transaction:
     def of(cls, value: Transaction | Mapping[str, Any]) -> Transaction:
         """`value` itself, or the Transaction that a mapping of the same names describes."""
         if value.__class__ is cls:
-            return value  # type: ignore[return-value]  # narrowed by the exact class
+            return value
         if not isinstance(value, Mapping):
             raise BadTransaction(f"a transaction is a Transaction or a mapping, not {_kind(value)}")
         try:
@@ -277,12 +277,12 @@ def _checked_amount(name: str, value: object) -> int:
         if isinstance(value, float) and not math.isfinite(value):
             raise BadTransaction(f"{name} is {value!r}; it must be an integer of minor units")
         raise BadTransaction(f"{name} must be an int of minor units, not {_kind(value)}")
-    if not 0 <= value <= MAX_AMOUNT_MINOR:  # type: ignore[operator]  # an int, by the check above
+    if not 0 <= value <= MAX_AMOUNT_MINOR:
         raise BadTransaction(
             f"{name} is {value}; it must be 0 to {MAX_AMOUNT_MINOR}"
             " (money that goes back is a refund, reversal or payout with a positive amount)"
         )
-    return value  # type: ignore[return-value]  # an int, by the check above
+    return value
 
 
 def _checked_entities(entities: object) -> dict[str, str]:
@@ -313,8 +313,8 @@ def _checked_fields(fields: object) -> dict[str, FieldValue]:
 
 def _checked_location(location: object) -> tuple[float, float]:
     try:
-        latitude, longitude = location  # type: ignore[misc]  # whatever it is: two numbers or refused
-        latitude, longitude = float(latitude), float(longitude)
+        north, east = cast("tuple[Any, Any]", location)
+        latitude, longitude = float(north), float(east)
     except (TypeError, ValueError):
         raise BadTransaction("location must be (latitude, longitude) in degrees") from None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):

@@ -49,7 +49,7 @@ def _slot_of(record: int, mask: int) -> int:
         key ^= u64(record + rec.TIME) * _MIX
         key ^= (u64(record + rec.CONTENT) & np.uint64(0xFFFF)) << np.uint64(48)
         key ^= u64(record + rec.CHECK) >> np.uint64(32)
-    return np.int64((key * _MIX) >> np.uint64(20)) & mask
+    return int(np.int64((key * _MIX) >> np.uint64(20)) & mask)
 
 
 @kernel
@@ -169,6 +169,15 @@ def sort_records(order: int, spare: int, n: int, width: int) -> None:
 
 
 @kernel
+def ascending(records: int, n: int, width: int) -> bool:
+    """Whether the records are sorted and distinct."""
+    for i in range(1, n):
+        if compare(records + (i - 1) * width, records + i * width, width) >= 0:
+            return False
+    return True
+
+
+@kernel
 def _upper(records: int, first: int, n: int, record: int, width: int) -> int:
     """Index of the first of the sorted records from `first` on that is above `record`."""
     low = first
@@ -202,8 +211,19 @@ def _copied(
 
 @kernel
 def united(
-    records: int, n: int, end: int, n_end: int, layout: int, events_from: int, facts_from: int,
-    out: int, table: int, mask: int, order: int, lost: int, version: int,
+    records: int,
+    n: int,
+    end: int,
+    n_end: int,
+    layout: int,
+    events_from: int,
+    facts_from: int,
+    out: int,
+    table: int,
+    mask: int,
+    order: int,
+    lost: int,
+    version: int,
 ) -> int:
     """Write the union of `n` sorted, distinct records and `n_end` unsorted ones to `out`; its size.
 

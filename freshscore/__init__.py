@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from freshscore.config.errors import WrongSecret as WrongSecret
     from freshscore.config.loading import load_settings as load_settings
     from freshscore.config.settings import Settings as Settings
+    from freshscore.features.specification import FeatureSpecification as FeatureSpecification
+    from freshscore.features.transaction import Transaction as Transaction
+    from freshscore.scoring.callable_model import CallableModel as CallableModel
+    from freshscore.scoring.model import Model as Model
+    from freshscore.scoring.result import Result as Result
+    from freshscore.scoring.scorer import Scorer as Scorer
 
 __version__ = "0.1.0"
 
@@ -47,21 +53,27 @@ _HOMES = {
     "BadModel": "freshscore.config.errors",
     "BadSpecification": "freshscore.config.errors",
     "BadTransaction": "freshscore.config.errors",
+    "CallableModel": "freshscore.scoring.callable_model",
     "Clock": "freshscore.config.clock",
     "Closed": "freshscore.config.errors",
     "DamagedModel": "freshscore.config.errors",
     "DamagedState": "freshscore.config.errors",
     "DeadlineExceeded": "freshscore.config.errors",
     "EventRefused": "freshscore.config.errors",
+    "FeatureSpecification": "freshscore.features.specification",
     "ForkedScorer": "freshscore.config.errors",
     "FreshscoreError": "freshscore.config.errors",
+    "Model": "freshscore.scoring.model",
     "ModelMismatch": "freshscore.config.errors",
     "NoModel": "freshscore.config.errors",
+    "Result": "freshscore.scoring.result",
+    "Scorer": "freshscore.scoring.scorer",
     "Settings": "freshscore.config.settings",
     "SettingsError": "freshscore.config.errors",
     "StoreFull": "freshscore.config.errors",
     "SystemClock": "freshscore.config.clock",
     "TooManyEvents": "freshscore.config.errors",
+    "Transaction": "freshscore.features.transaction",
     "Unavailable": "freshscore.config.errors",
     "UnknownTransaction": "freshscore.config.errors",
     "WrongSecret": "freshscore.config.errors",
@@ -76,21 +88,27 @@ __all__ = [
     "BadModel",
     "BadSpecification",
     "BadTransaction",
+    "CallableModel",
     "Clock",
     "Closed",
     "DamagedModel",
     "DamagedState",
     "DeadlineExceeded",
     "EventRefused",
+    "FeatureSpecification",
     "ForkedScorer",
     "FreshscoreError",
+    "Model",
     "ModelMismatch",
     "NoModel",
+    "Result",
+    "Scorer",
     "Settings",
     "SettingsError",
     "StoreFull",
     "SystemClock",
     "TooManyEvents",
+    "Transaction",
     "Unavailable",
     "UnknownTransaction",
     "WrongSecret",

@@ -22,9 +22,17 @@ DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # The words of each command, and its line in the help. The module is freshscore.commands.<words
 # joined by _>.
 COMMANDS: dict[str, str] = {
+    "backfill": "load past payments, and what became known of them, into a store",
+    "explain": "why one transaction has its score, and why the cache did or did not serve it",
     "generate": "make payments like the Handbook's, of any size and seed, frauds included",
+    "models evaluate": "the Handbook's protocol on a file or on generated payments",
+    "models import": "make a LightGBM model of your own the champion",
+    "models list": "what was champion since when, and why",
+    "models show": "what a model is, was made from, and where its thresholds lie",
+    "score": "score a file of payments, or one transaction",
     "settings show": "every setting, its value and where that came from",
     "settings reference": "the reference file: every setting with its default, unit and reason",
+    "train": "train a model on a file of payments; it is champion from then on",
 }
 
 

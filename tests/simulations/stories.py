@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from freshscore.simulations.oracle_columns import (
     is_accepted,
     rows_of,
 )
-from freshscore.simulations.oracle_set import PlainFact, length_prefixed
+from freshscore.simulations.oracle_set import PlainFact
 from freshscore.simulations.oracle_tallies import Limits
 from freshscore.simulations.oracle_vectorised import VectorisedOracle
 
@@ -89,7 +89,7 @@ def windows(
 ) -> FeatureSpecification:
     """A specification of one group on `card`, exact unless `resolution` is given."""
     resolution = more.pop("resolution", None)
-    mode = "exact" if resolution is None else "grid"
+    mode: Literal["exact", "grid"] = "exact" if resolution is None else "grid"
     return FeatureSpecification(
         name="story",
         currency="EUR",
@@ -236,7 +236,6 @@ def columns_of(
         transactions,
         ints(applied),
         record_key=RECORD_KEY,
-        member_bytes=length_prefixed,
         categories=CATEGORIES,
     )
 

@@ -1,0 +1,180 @@
+"""The feed: which events and facts are accepted, and their way into the states.
+
+Whether an event is accepted is a function of its message alone (law 3): its event time lies between
+arrival - horizon and arrival + skew. Embedded, arrival is the event's own time unless it is given.
+Rule: nothing is dropped silently: what is refused raises, and everything is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.config.errors import BadFact, BadTransaction, EventRefused, UnknownTransaction
+from freshscore.features.layout import SENDER_LIMIT_MS
+from freshscore.features.packing import Packer
+from freshscore.features.store import MemoryStore
+from freshscore.features.transaction import Transaction, time_ms
+
+if TYPE_CHECKING:
+    from freshscore.features.table import PaymentTable
+
+# What a row needs and a fact that is looked up does not have.
+_ANY_TIME_MS: Final = 946_684_800_000
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How late and how early an event may be, ms."""
+
+    horizon_ms: int
+    skew_ms: int
+
+
+class Feed:
+    """Applies events and facts to the states of one store.
+
+    counts: outcome -> events or facts: accepted, repeated, conflict, beyond reach, late, early;
+    "fact accepted" and the like for facts.
+    """
+
+    def __init__(self, store: MemoryStore, packer: Packer, acceptance: Acceptance) -> None:
+        self._store = store
+        self._packer = packer
+        self._acceptance = acceptance
+        self.counts: dict[str, int] = {}
+
+    def observe(self, row: bytes, event_ms: int, arrival_ms: int | None) -> str:
+        """Apply the event in `row`; "accepted", "repeated", "conflict" or "beyond reach".
+
+        Raises EventRefused if it is too late or too early for its arrival, StoreFull at a limit.
+        """
+        if arrival_ms is not None:
+            self._check_arrival(event_ms, arrival_ms)
+        outcome = self._store.observe(row)
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        return outcome
+
+    def _check_arrival(self, event_ms: int, arrival_ms: int) -> None:
+        limits = self._acceptance
+        if event_ms < arrival_ms - limits.horizon_ms:
+            self._count("late")
+            raise EventRefused(
+                f"the event is {arrival_ms - event_ms} ms older than its arrival;"
+                f" the horizon is {limits.horizon_ms} ms"
+            )
+        if event_ms > arrival_ms + limits.skew_ms:
+            self._count("early")
+            raise EventRefused(
+                f"the event is {event_ms - arrival_ms} ms newer than its arrival;"
+                f" the skew allowed is {limits.skew_ms} ms"
+            )
+
+    def label(
+        self,
+        transaction_id: str,
+        flags: Mapping[str, bool],
+        known_at: datetime | int | None,
+        entities: Mapping[str, str] | None,
+        time: datetime | int | None,
+    ) -> None:
+        """Apply facts of one payment, known at `known_at` (None: the newest event time applied).
+
+        entities and time: the payment's own, or neither; then they are looked up. Raises BadFact,
+        and UnknownTransaction if there is nothing to look up.
+        """
+        if not flags:
+            raise BadFact("a label needs at least one fact, such as fraud=True")
+        if (entities is None) != (time is None):
+            raise BadFact("a label brings entities and time together, or neither")
+        numbers = {name: self._fact_number(name, value) for name, value in flags.items()}
+        known_ms = self._known_ms(known_at)
+        looked_up = entities is None
+        row = self._fact_row(transaction_id, entities, time)
+        if not looked_up and abs(known_ms - time_ms(time)) >= SENDER_LIMIT_MS:
+            raise BadFact("a fact lies more than 17 years from its event")
+        for name, value in flags.items():
+            outcome = self._store.label(row, numbers[name], value, known_ms, known_ms, looked_up)
+            self._count(f"fact {outcome}")
+            if outcome == "unknown":
+                raise UnknownTransaction(
+                    f"transaction {transaction_id!r} is not known here; bring its entities and time"
+                )
+
+    def load(self, table: PaymentTable) -> dict[str, int]:
+        """Apply all payments of a table in arrival order, then its facts; outcome -> how many."""
+        # Tables bring pyarrow, which who scores one payment at a time need not wait for.
+        from freshscore.features.table_rows import rows_of
+
+        before = dict(self.counts)
+        rows = rows_of(table, self._packer)
+        ages = table.arrival_ms - table.time_ms
+        late = ages > self._acceptance.horizon_ms
+        early = -ages > self._acceptance.skew_ms
+        self._count("late", int(late.sum()))
+        self._count("early", int(early.sum()))
+        kept = rows if not (late | early).any() else np.ascontiguousarray(rows[~(late | early)])
+        for outcome, count in self._store.observe_all(kept).items():
+            self._count(outcome, count)
+        self._load_facts(table, rows)
+        return {
+            name: count - before.get(name, 0)
+            for name, count in self.counts.items()
+            if count != before.get(name, 0)
+        }
+
+    def _load_facts(self, table: PaymentTable, rows: NDArray[np.uint64]) -> None:
+        facts = table.facts
+        order = np.argsort(facts.known_at_ms, kind="stable")
+        outcomes = self._store.label_all(
+            np.ascontiguousarray(rows[facts.row[order]]),
+            facts.name[order],
+            facts.value[order],
+            facts.known_at_ms[order],
+            facts.sender_ms[order],
+        )
+        for outcome, count in outcomes.items():
+            self._count(f"fact {outcome}", count)
+
+    def _fact_number(self, name: str, value: object) -> int:
+        facts = self._packer.program.specification.facts
+        if name not in facts:
+            raise BadFact(f"{name!r} is no fact of the specification; it has {', '.join(facts)}")
+        if not isinstance(value, bool):
+            raise BadFact(f"fact {name!r} must be True or False, not {type(value).__name__}")
+        return facts.index(name)
+
+    def _known_ms(self, known_at: datetime | int | None) -> int:
+        if known_at is None:
+            return self._store.newest_ms
+        try:
+            return time_ms(known_at, "known_at")
+        except BadTransaction as problem:
+            raise BadFact(str(problem)) from None
+
+    def _fact_row(
+        self,
+        transaction_id: str,
+        entities: Mapping[str, str] | None,
+        time: datetime | int | None,
+    ) -> bytes:
+        try:
+            named = Transaction(
+                transaction_id,
+                _ANY_TIME_MS if time is None else time,
+                0,
+                self._packer.program.specification.currency,
+                {} if entities is None else entities,
+            )
+        except BadTransaction as problem:
+            raise BadFact(str(problem)) from None
+        return self._packer.row(named)
+
+    def _count(self, outcome: str, count: int = 1) -> None:
+        if count:
+            self.counts[outcome] = self.counts.get(outcome, 0) + count

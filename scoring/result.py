@@ -1,0 +1,132 @@
+"""What a scoring call answers."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from freshscore.scoring import cache_layout as c
+
+SOURCES: Final = ("memo", "box", "cell", "computed")
+DECISIONS: Final = ("approve", "review", "decline")
+CAUSES: Final = ("new", "time", "content", "other events", "facts", "own event", "earlier as_of")
+_DEGRADED: Final = {
+    c.TOO_MANY_EVENTS: "too many events",
+}
+_SENTENCES: Final = {
+    "too many events": (
+        "an entity has had more events than store.max_events_per_entity, so its longest windows"
+        " are incomplete"
+    ),
+}
+
+_INT: Final = struct.Struct("<q").unpack_from
+
+
+class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
+    """One answer.
+
+    transaction_id: as asked. score: float64. decision: approve, review or decline. source: memo,
+    box, cell or computed. as_of, valid_until: int ms UTC; until then time alone cannot change the
+    score. model_version: of the model that gave it. error: in a batch, why a row was set aside;
+    then there is no score.
+    """
+
+    transaction_id: str
+    score: float | None
+    decision: str | None
+    source: str | None
+    as_of: int
+    valid_until: int
+    model_version: str
+    entity_names: tuple[str, ...]
+    raw: bytes
+    error: str | None = None
+
+    @property
+    def feature_hash(self) -> str:
+        """The feature-aggregate hash under which the score was computed: 32 hexadecimal digits."""
+        return self.raw[c.OUT_HASH_LOW : c.OUT_HASH_LOW + 16].hex()
+
+    @property
+    def tier(self) -> str | None:
+        """Where a cached score was found: memory; None for a computed one."""
+        return "memory" if self.source in ("memo", "box", "cell") else None
+
+    @property
+    def age_ms(self) -> int:
+        """Time between the computation of the score and `as_of`."""
+        computed: int = _INT(self.raw, c.OUT_COMPUTED)[0]
+        return max(0, self.as_of - computed)
+
+    @property
+    def state_versions(self) -> dict[str, str]:
+        """Entity -> version of its state, 32 hexadecimal digits; zeros for one without a state."""
+        at = c.OUT_VERSIONS
+        return {
+            name: self.raw[at + 16 * e : at + 16 * e + 16].hex()
+            for e, name in enumerate(self.entity_names)
+        }
+
+    @property
+    def watermark(self) -> int:
+        """Embedded: the newest event time applied, int ms UTC; 0 before the first."""
+        watermark: int = _INT(self.raw, c.OUT_WATERMARK)[0]
+        return watermark
+
+    @property
+    def lag_ms(self) -> int:
+        """How far `as_of` lies behind the watermark's future: as_of - watermark, at least 0."""
+        return max(0, self.as_of - self.watermark)
+
+    @property
+    def control(self) -> bool:
+        """Whether this payment is in the control group; there is none until the audit has one."""
+        return False
+
+    @property
+    def control_probability(self) -> float | None:
+        """The probability with which it came into the control group; None outside of one."""
+        return None
+
+    @property
+    def cause(self) -> str:
+        """Why the payment's last score was not served as it stood ("new": there was none)."""
+        return CAUSES[_INT(self.raw, c.OUT_CAUSE)[0]]
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Causes for which the answer is not what complete states would give; usually empty."""
+        bits: int = _INT(self.raw, c.OUT_DEGRADED)[0]
+        return tuple(name for bit, name in _DEGRADED.items() if bits & bit) if bits else ()
+
+    @property
+    def reason(self) -> str:
+        """`degraded` as a sentence; empty if it is."""
+        return "; ".join(_SENTENCES[cause] for cause in self.degraded)
+
+
+def result_of(
+    transaction_id: str, out: bytes, model_version: str, entity_names: tuple[str, ...]
+) -> Result:
+    """The Result that a kernel wrote to `out`."""
+    score, source, decision, as_of, valid_until = c.HEAD.unpack_from(out)
+    return Result(
+        transaction_id,
+        score,
+        DECISIONS[decision],
+        SOURCES[source],
+        as_of,
+        valid_until,
+        model_version,
+        entity_names,
+        out,
+    )
+
+
+def refused(transaction_id: str, model_version: str, n_entities: int, error: str) -> Result:
+    """The Result of a row that was set aside."""
+    nothing = bytes(c.out_bytes(n_entities, 0))
+    return Result(transaction_id, None, None, None, 0, 0, model_version, (), nothing, error)

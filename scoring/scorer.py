@@ -1,0 +1,354 @@
+"""The scorer: what users hold. It reads, remembers and answers; it never changes an aggregate
+except through `observe` and `label`.
+
+Threads: a scorer may be used from any number of them. Each kernel call is one step under the
+interpreter lock; nothing in Python is kept between the steps of one answer.
+Processes: a scorer belongs to the one that opened it; used after a fork it raises.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from freshscore.config.clock import SystemClock
+from freshscore.config.errors import (
+    AsOfTooOld,
+    BadTransaction,
+    Closed,
+    ForkedScorer,
+    FreshscoreError,
+)
+from freshscore.config.loading import load_settings
+from freshscore.config.secret import random_seed
+from freshscore.config.settings import Settings
+from freshscore.features.memory import BYTES_AT
+from freshscore.features.transaction import Transaction, time_ms
+from freshscore.invalidation.embedded import EmbeddedState
+from freshscore.invalidation.feed import Feed
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.counts import counts_of
+from freshscore.scoring.flights import Flights
+from freshscore.scoring.latencies import Latencies
+from freshscore.scoring.result import DECISIONS, SOURCES, Result, refused, result_of
+from freshscore.scoring.serving import ServableModel, Serving, with_model_score
+from freshscore.scoring.tier import TierLimits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from freshscore.scoring.explanation import Explanation
+
+# One call in so many is timed.
+_TIMED_EVERY: Final = 16
+_HASH: Final = slice(c.OUT_HASH_LOW, c.OUT_HASH_HIGH + 8)
+
+
+class Scorer:
+    """Scores transactions on the aggregates of one store with one model.
+
+    Made by `Scorer.open`; a context that closes itself.
+    """
+
+    def __init__(
+        self, settings: Settings, state: EmbeddedState, feed: Feed, serving: Serving
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._store = state.store
+        self._feed = feed
+        self._serving: Serving | None = serving
+        self._refusal: FreshscoreError = Closed("the scorer is closed")
+        self._flights = Flights()
+        self._clock = SystemClock()
+        self._latencies = Latencies(len(SOURCES))
+        self._calls = 0
+        scorer = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forked(scorer()))
+
+    @classmethod
+    def open(
+        cls,
+        profile: str = "default",
+        *,
+        settings: Settings | Mapping[str, Any] | None = None,
+        model: ServableModel | Callable[..., Any] | None = None,
+    ) -> Scorer:
+        """A scorer in this process, with what the settings name.
+
+        settings: over the environment, the settings file and the profile; dotted or nested keys.
+        model: a Model, a CallableModel, or any callable over the feature matrix, float64 (n, F),
+        that gives n finite scores (reviewed from 0.5, declined from 0.9); None: the champion, the
+        version last trained or imported into the store's folder.
+        Raises SettingsError, NoModel, ModelMismatch, DamagedState, WrongSecret.
+        """
+        loaded = load_settings(profile, settings=settings)
+        state = EmbeddedState.open(loaded)
+        chosen = _chosen(loaded, state, model)
+        cache = loaded.cache
+        limits = TierLimits(
+            max_bytes=cache.max_bytes,
+            probe_share=cache.probe_share,
+            cap_ms=1000 * cache.valid_until_cap_s,
+            max_steps=cache.valid_until_max_steps,
+        )
+        serving = Serving(state.store, chosen, limits, random_seed())
+        feed = Feed(state.store, serving.packer, state.acceptance)
+        return cls(loaded, state, feed, serving)
+
+    def score(
+        self,
+        tx: Transaction | Mapping[str, Any],
+        *,
+        as_of: datetime | int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Result:
+        """The score of `tx` at `as_of` (aware datetime or int ms UTC).
+
+        By default the latest of the payment's own time and the newest event applied.
+        deadline_ms: how long to wait where the same score is being computed by another thread.
+        Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Closed, ForkedScorer.
+        """
+        serving = self._serving
+        if serving is None:
+            raise self._refusal
+        self._calls = calls = self._calls + 1
+        if calls % _TIMED_EVERY == 0:
+            return self._timed(serving, tx, as_of, deadline_ms)
+        if tx.__class__ is not Transaction:
+            tx = Transaction.of(tx)
+        packer = serving.packer
+        row = tx.packed if tx.packed_by is packer else None
+        if row is None:
+            row = packer.row(tx)
+        out = bytes(serving.out_bytes)
+        status = serving.score_in(
+            serving.context_at,
+            id(row) + BYTES_AT,
+            0 if as_of is None else time_ms(as_of, "as_of"),
+            id(out) + BYTES_AT,
+        )
+        if status:
+            out = self._go_on(serving, status, tx, row, out, as_of, deadline_ms)
+        score, source, decision, at, until = _HEAD(out)
+        return Result(
+            tx._transaction_id,
+            score,
+            DECISIONS[decision],
+            SOURCES[source],
+            at,
+            until,
+            serving.version,
+            serving.entity_names,
+            out,
+        )
+
+    def observe(
+        self, tx: Transaction | Mapping[str, Any], *, arrival: datetime | int | None = None
+    ) -> None:
+        """Count `tx` in the aggregates of its entities; repeating it changes nothing.
+
+        arrival: when it reached the system; by default its own time.
+        Raises BadTransaction, EventRefused (too late or early for its arrival), StoreFull, Closed.
+        """
+        serving = self._serving
+        if serving is None:
+            raise self._refusal
+        transaction = Transaction.of(tx)
+        row = serving.packer.row(transaction)
+        arrival_ms = None if arrival is None else time_ms(arrival, "arrival")
+        self._feed.observe(row, transaction._time, arrival_ms)
+
+    def label(
+        self,
+        transaction_id: str,
+        *,
+        known_at: datetime | int | None = None,
+        entities: Mapping[str, str] | None = None,
+        time: datetime | int | None = None,
+        **flags: bool,
+    ) -> None:
+        """Say what became known of a payment: `label("t-123", fraud=True)`.
+
+        known_at: by default the newest event time applied. entities and time: the payment's own,
+        or neither, if it was observed here. Raises BadFact, UnknownTransaction, StoreFull, Closed.
+        """
+        if self._serving is None:
+            raise self._refusal
+        self._feed.label(transaction_id, flags, known_at, entities, time)
+
+    def score_many(
+        self, rows: Any, *, as_of: datetime | int | None = None
+    ) -> pd.DataFrame | list[Result]:
+        """Scores of many transactions, none of which sees another.
+
+        rows: a pandas DataFrame (columns as in `freshscore.features.columns`), which gives a frame
+        on its index with score, decision, source, as_of, valid_until, model_version and error; or a
+        list of Transactions or mappings, which gives a list of Results. A bad row has `error` and
+        no score.
+        """
+        serving = self._serving
+        if serving is None:
+            raise self._refusal
+        if isinstance(rows, list | tuple):
+            return [self._one_of_many(serving, row, as_of) for row in rows]
+        # pandas is imported by those who have a frame.
+        from freshscore.features.reading import read_payments
+        from freshscore.scoring.batch import as_frame, score_table
+
+        table = read_payments(rows, self._store.program.specification)
+        at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
+        return as_frame(serving, table, score_table(serving, table, at_ms), rows.index)
+
+    def explain(
+        self, tx: Transaction | Mapping[str, Any], *, as_of: datetime | int | None = None
+    ) -> Explanation:
+        """The score of `tx`, what each feature added to it, and why the cache did or did not serve.
+
+        Contributions are of the actual feature vector, also where the score came from the cache.
+        """
+        from freshscore.scoring.explanation import explained
+
+        serving = self._serving
+        if serving is None:
+            raise self._refusal
+        transaction = Transaction.of(tx)
+        result = self.score(transaction, as_of=as_of)
+        vector = self._store.features(serving.packer.row(transaction), result.as_of)
+        return explained(serving.model, self._store.program.specification, vector, result)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until what was observed is in the aggregates: embedded it always is."""
+        if self._serving is None:
+            raise self._refusal
+
+    def stats(self) -> dict[str, Any]:
+        """What was counted since the scorer was opened (docs/statistics.md has the names)."""
+        if self._serving is None:
+            raise self._refusal
+        return counts_of(self._serving, self._store, self._feed.counts, self._latencies)
+
+    def close(self) -> None:
+        """Save the aggregates if the settings name a folder; closing twice is the same as once."""
+        if self._serving is not None:
+            self._refusal = Closed("the scorer is closed")
+            self._serving = None
+            self._state.save()
+
+    def __enter__(self) -> Self:
+        """The scorer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _one_of_many(self, serving: Serving, row: Any, as_of: datetime | int | None) -> Result:
+        try:
+            return self.score(row, as_of=as_of)
+        except (BadTransaction, AsOfTooOld) as problem:
+            name = row.get("transaction_id") if isinstance(row, Mapping) else None
+            named = row.transaction_id if isinstance(row, Transaction) else str(name)
+            return refused(named, serving.version, len(serving.entity_names), str(problem))
+
+    def _timed(
+        self,
+        serving: Serving,
+        tx: Transaction | Mapping[str, Any],
+        as_of: datetime | int | None,
+        deadline_ms: float | None,
+    ) -> Result:
+        started_s = self._clock.monotonic_s()
+        transaction = Transaction.of(tx)
+        row = serving.packer.row(transaction)
+        out = bytes(serving.out_bytes)
+        at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
+        status = serving.score_in(serving.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
+        if status:
+            out = self._go_on(serving, status, transaction, row, out, as_of, deadline_ms)
+        result = result_of(transaction._transaction_id, out, serving.version, serving.entity_names)
+        elapsed_ns = round((self._clock.monotonic_s() - started_s) * 1e9)
+        self._latencies.add(SOURCES.index(result.source), elapsed_ns)
+        return result
+
+    def _go_on(
+        self,
+        serving: Serving,
+        status: int,
+        transaction: Transaction,
+        row: bytes,
+        out: bytes,
+        as_of: datetime | int | None,
+        deadline_ms: float | None,
+    ) -> bytes:
+        """Do what the kernel could not: refuse the instant, or call the model; what was written."""
+        if status == c.AS_OF_BEFORE_PAYMENT:
+            raise BadTransaction(
+                f"as_of is before the payment's own time, {transaction.time} ms: it is {as_of}"
+            )
+        if status == c.AS_OF_TOO_OLD:
+            raise AsOfTooOld(self._too_old(transaction, as_of))
+        wait_s = self._settings.cache.inflight_wait_s
+        if deadline_ms is not None:
+            wait_s = min(wait_s, deadline_ms / 1000.0)
+        while status == c.NEEDS_MODEL:
+            key = out[_HASH]
+            flight = self._flights.board(key)
+            if flight is not None:
+                with flight:
+                    return with_model_score(serving, row, out)
+            self._flights.wait(key, wait_s)
+            at_ms = int.from_bytes(out[c.OUT_AS_OF : c.OUT_AS_OF + 8], "little")
+            out = bytes(serving.out_bytes)
+            status = serving.score_in(
+                serving.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT
+            )
+        return out
+
+    def _too_old(self, transaction: Transaction, as_of: datetime | int | None) -> str:
+        horizon_ms = self._store.limits.horizon_ms
+        return (
+            f"the state holds what is needed back to {self._store.newest_ms - horizon_ms} ms"
+            f" (newest event - store.horizon_s); the payment's time is {transaction.time},"
+            f" as_of is {as_of}; history answers older questions: freshscore features compute"
+        )
+
+
+_HEAD: Final = c.HEAD.unpack_from
+
+
+def _chosen(
+    settings: Settings, state: EmbeddedState, model: ServableModel | Callable[..., Any] | None
+) -> ServableModel:
+    """The model to serve, checked against the specification."""
+    from freshscore.scoring.callable_model import CallableModel
+    from freshscore.scoring.model import ALL, Model
+    from freshscore.scoring.model_file import CohortThresholds
+    from freshscore.scoring.registry import Registry
+
+    if model is None:
+        model = Registry.of(settings.store.path).champion()
+    if isinstance(model, Model):
+        model.check_fits(state.store.program.specification)
+        return model
+    if isinstance(model, CallableModel) or not callable(model):
+        return model
+    # A bare callable: its cache lives as long as the scorer, so any name of a version will do.
+    return CallableModel(model, "callable", [CohortThresholds(ALL, 0.5, 0.9)])
+
+
+def _forked(scorer: Scorer | None) -> None:
+    if scorer is not None:
+        scorer._serving = None
+        scorer._refusal = ForkedScorer(
+            "this scorer was opened before a fork, in another process; open one in each worker"
+        )

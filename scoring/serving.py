@@ -1,0 +1,118 @@
+"""One model version in service: its packer, its tier, and the compiled call that scores with both.
+
+Rule: everything that changes with the model is in one object, so that a scorer switches by
+replacing one reference.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.features.compiled import entry_point
+from freshscore.features.memory import BYTES_AT
+from freshscore.features.packing import Cohort, Packer
+from freshscore.features.store import MemoryStore
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.forest import Forest
+from freshscore.scoring.score_kernels import score_in
+from freshscore.scoring.tier import Tier, TierLimits
+
+# Cohorts that one row has bits for, the last being all others.
+MAX_COHORTS: Final = 255
+_SCORE: Final = struct.Struct("<d")
+
+
+class ServableModel(Protocol):
+    """What a scorer needs of a model."""
+
+    @property
+    def version(self) -> str:
+        """Names the model in every key and result."""
+        ...
+
+    @property
+    def forest(self) -> Forest | None:
+        """Its trees for the scoring kernel, or None where they are not walked there."""
+        ...
+
+    @property
+    def codes(self) -> dict[str, dict[str, int]]:
+        """Category field -> value -> code."""
+        ...
+
+    @property
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """Named conditions, the first that holds counting."""
+        ...
+
+    @property
+    def cohort_thresholds(self) -> NDArray[np.float64]:
+        """float64 (len(cohorts) + 1, 2): review and decline for each cohort, then for all."""
+        ...
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Finite scores, float64 (n,), of a feature matrix (n, F)."""
+        ...
+
+
+class Serving:
+    """A model version bound to a store."""
+
+    __slots__ = (
+        "context_at",
+        "entity_names",
+        "model",
+        "out_bytes",
+        "packer",
+        "score_in",
+        "tier",
+        "version",
+    )
+
+    def __init__(
+        self, store: MemoryStore, model: ServableModel, limits: TierLimits, seed: int
+    ) -> None:
+        program = store.program
+        self.model = model
+        self.version = model.version
+        self.packer = Packer(program, store.keys, model.codes, model.cohorts)
+        self.tier = Tier(
+            store,
+            model.forest,
+            walked=model.forest is not None,
+            thresholds=model.cohort_thresholds,
+            hash_key=program.specification.fingerprint,
+            limits=limits,
+            seed=seed,
+        )
+        self.context_at = self.tier.context_at
+        self.out_bytes = self.tier.out_bytes
+        self.entity_names = tuple(layout.name for layout in program.entities)
+        self.score_in: Callable[..., int] = entry_point(score_in, 4)
+
+
+def with_model_score(serving: Serving, row: bytes, out: bytes) -> bytes:
+    """What the kernel writes for `row` once the model was called, after NEEDS_MODEL in `out`."""
+    features = features_in(serving, np.frombuffer(out, np.uint8).reshape(1, -1))
+    return kept(serving, row, out, float(serving.model.predict(features)[0]))
+
+
+def features_in(serving: Serving, outs: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The features that NEEDS_MODEL left in each of `outs`, float64 (n, F)."""
+    at = c.OUT_VERSIONS + 16 * len(serving.entity_names)
+    return np.ascontiguousarray(outs[:, at:]).view(np.float64)
+
+
+def kept(serving: Serving, row: bytes, out: bytes, score: float) -> bytes:
+    """Keep `score`, which the model gave after NEEDS_MODEL in `out`; what is written then."""
+    asked = bytearray(out)
+    _SCORE.pack_into(asked, c.OUT_SCORE, score)
+    asked[c.OUT_MODE] = c.KEEP
+    answer = bytes(asked)
+    serving.score_in(serving.context_at, id(row) + BYTES_AT, 0, id(answer) + BYTES_AT)
+    return answer
