@@ -31,7 +31,9 @@ class BoosterModel(CallableModel):
 
     def __init__(self, booster: lightgbm.Booster, *, walked: bool) -> None:
         thresholds = [CohortThresholds(ALL, 0.5, 0.9)]
-        super().__init__(lambda matrix: booster.predict(matrix, num_threads=1), "bench", thresholds)
+        super().__init__(
+            lambda matrix: np.asarray(booster.predict(matrix, num_threads=1)), "bench", thresholds
+        )
         if walked:
             text = read_booster(booster.model_to_string())
             self.forest = Forest(text, link_of(text))

@@ -13,11 +13,11 @@ from pathlib import Path
 # Older OpenBLAS builds need these; a current numpy is slowed by them (they are set here alone).
 for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench import scoring_figures, start_figures, state_figures  # noqa: E402  # the path is above
-from bench.figures import Figure, written  # noqa: E402
-from bench.material import Material  # noqa: E402
+from tests.bench import scoring_figures, start_figures, state_figures  # noqa: E402  # the path is above
+from tests.bench.figures import Figure, written  # noqa: E402
+from tests.bench.material import Material  # noqa: E402
 
 RESULT = Path("build/bench.json")
 

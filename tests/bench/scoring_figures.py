@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 import numpy as np
-from bench.figures import Figure, at_most, each_ns, p50_us, p99_us, ratio_at_most
-from bench.material import BoosterModel, Material
 from cachetools import TTLCache
 
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.lightgbm_door import LoadedBooster
+from tests.bench.figures import Figure, at_most, each_ns, p50_us, p99_us, ratio_at_most
+from tests.bench.material import BoosterModel, Material
 
 PAYMENT_FIELDS = ("transaction_id", "time", "amount_minor", "currency", "entities")
 
@@ -114,9 +114,9 @@ def not_walked(material: Material) -> list[Figure]:
     model = BoosterModel(material.booster, walked=False)
     row = LoadedBooster(material.booster.model_to_string()).fast_row()
 
-    def predict(matrix: np.ndarray[Any, Any]) -> list[float]:
+    def predict(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         row.features[:] = matrix[0]
-        return [row.score()]
+        return np.array([row.score()])
 
     model._function = predict
     scorer = material.scorer(model)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from bench.figures import Figure, at_most
+from tests.bench.figures import Figure, at_most
 
 _FIRST_SCORE = """
 import time

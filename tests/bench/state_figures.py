@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 import numpy as np
-from bench.figures import Figure, at_most, each_ns, p50_us
-from bench.material import DAY_MS, START_MS, BoosterModel, Material
 
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.scorer import Scorer
+from tests.bench.figures import Figure, at_most, each_ns, p50_us
+from tests.bench.material import DAY_MS, START_MS, BoosterModel, Material
 
 
 def memory(material: Material) -> list[Figure]:
