@@ -1,7 +1,10 @@
 """From accumulators to features: the one function that every way of evaluating ends in.
 
 Online scoring, batches, history, replay and audit fill the same accumulators (integers, so that
-no order of addition can matter) and call `finished`, so equal sets give equal bits (law 4).
+no order of addition can matter) and call `finished`, history its parts one by one, so equal sets
+give equal bits (law 4).
+No division here is by zero, so none is checked; what is called for every column is inlined: a call
+costs as much as a column.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ def add_current(slot: int, condition: int, row: int) -> None:
         put_i64(slot + 8 * p.LAST_TIME, time)
 
 
-@kernel
+@kernel(error_model="numpy")
 def distance_km(here: int, there: int) -> float:
     """Kilometres on a sphere between the places at addresses `here` and `there`."""
     north_there = i32(there + _NORTH) * _RADIANS
@@ -77,10 +80,11 @@ def distance_km(here: int, there: int) -> float:
     return 2 * _EARTH_KM * math.asin(min(1.0, math.sqrt(chord)))
 
 
-@kernel
-def _aggregate(
+@kernel(error_model="numpy", forceinline=True)
+def aggregate(
     operation: int, slot: int, operand: int, has_empty: int, empty: float, scale: float
 ) -> float:
+    """The value of one aggregate, from the accumulators at `slot`."""
     count = i64(slot)
     if count == p.ABSENT:
         return _NAN
@@ -116,7 +120,7 @@ def _aggregate(
     return float(i64(slot + 8 * (p.FACT_COUNTS + operand))) / float(count)
 
 
-@kernel
+@kernel(error_model="numpy", forceinline=True)
 def _beside_last(operation: int, last: int, row: int, column: int, n_entities: int) -> float:
     if operation == p.OP_FIRST_PAIR:
         token = row + r.TOKENS + 16 * i64(column + 24)
@@ -136,7 +140,7 @@ def _beside_last(operation: int, last: int, row: int, column: int, n_entities: i
     return distance / (elapsed / 3_600_000.0) if elapsed > 0 else _NAN
 
 
-@kernel
+@kernel(error_model="numpy", forceinline=True)
 def _local(operation: int, operand: int, row: int, numbers: int, scale: float) -> float:
     time = i64(row + r.TIME)
     if operation == p.OP_AMOUNT:
@@ -154,7 +158,7 @@ def _local(operation: int, operand: int, row: int, numbers: int, scale: float) -
     return 1.0 if weekday >= 5 else 0.0
 
 
-@kernel
+@kernel(error_model="numpy", forceinline=True)
 def _cross(operation: int, left: float, to: float, spread: float) -> float:
     if operation == p.OP_DIFFERENCE:
         return left - to
@@ -163,7 +167,7 @@ def _cross(operation: int, left: float, to: float, spread: float) -> float:
     return (left - to) / spread if spread != 0.0 else _NAN
 
 
-@kernel
+@kernel(error_model="numpy", forceinline=True)
 def feature(code: int, column: int, slots: int, row: int, out: int) -> float:
     """The value of the column described at `column`, from accumulators at `slots`.
 
@@ -173,7 +177,7 @@ def feature(code: int, column: int, slots: int, row: int, out: int) -> float:
     first = i64(column + 8)
     scale = f64(code + 8 * p.SCALE_BITS)
     if operation <= p.OP_SHARE:
-        return _aggregate(
+        return aggregate(
             operation,
             slots + 8 * p.SLOT * first,
             i64(column + 16),
@@ -196,7 +200,7 @@ def feature(code: int, column: int, slots: int, row: int, out: int) -> float:
     return _local(operation, first, row, numbers, scale)
 
 
-@kernel
+@kernel(error_model="numpy")
 def finished(code: int, slots: int, row: int, out: int) -> None:
     """Write all features, float64, to `out`: the vector of the transaction in `row`."""
     columns = code + 8 * i64(code + 8 * p.COLUMNS_AT)

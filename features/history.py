@@ -39,7 +39,7 @@ from freshscore.features.history_turns import copies_of, ordered, turns_of
 from freshscore.features.memory import address_of
 from freshscore.features.packing import Codes as CategoryCodes
 from freshscore.features.packing import Keys, Packer
-from freshscore.features.program import SLOT, Program
+from freshscore.features.program import SCALE_BITS, SLOT, Program
 from freshscore.features.row import row_words
 from freshscore.features.table import Bools, Floats, Int32s, PaymentTable
 from freshscore.features.table_rows import hashes_of
@@ -124,6 +124,10 @@ class _History:
         first, repeated = firsts(self._identity)
         self._copies = copies_of(table, first, program, keys) if repeated else None
         self._marked = self._marks()
+        facts = table.facts
+        if self._copies is not None:
+            facts = shared_facts(table, self._copies)
+        self._changes = fact_changes(table, facts)
         self._time_ms = np.ascontiguousarray(table.time_ms)
         self._amount_minor = np.ascontiguousarray(table.amount_minor)
         self._conditions = np.ascontiguousarray(table.conditions)
@@ -131,6 +135,7 @@ class _History:
         widest = max((int(one.words[hp.ENTRY_BYTES]) for one in self._plan.entities), default=0)
         self._entries = np.empty(n * widest // 8, np.int64)
         self._slots = np.zeros(program.scratch_words + SLOT, np.int64)
+        self._piece = np.zeros((2 * SLOT + 1) * k.PIECE, np.int64)
         spec = program.specification
         n_values = len(spec.plain_fields) + len(spec.categories)
         self._row = np.zeros(row_words(len(program.entities), n_values, 0), np.int64)
@@ -159,10 +164,7 @@ class _History:
 
     def _write_entity(self, plan: EntityPlan, out: Floats) -> None:
         codes = self._codes_of(plan.entity)
-        facts = self._table.facts
-        if self._copies is not None and len(facts):
-            facts = shared_facts(self._table, self._copies, codes.row)
-        changes = fact_changes(self._table, facts)
+        changes = self._changes
         members = [self._codes_of(entity) for entity in plan.members]
         columns = self._columns(changes.flags, members)
         n, width = len(self._table), int(plan.words[hp.ENTRY_BYTES])
@@ -175,16 +177,22 @@ class _History:
         moves = np.zeros((0, 3), np.int64)
         if reads_facts:
             moves = placed(changes, codes.row, groups.positions)
-        counts = [np.zeros(one.n_codes if m in plan.distinct else 1, np.int32)
-                  for m, one in enumerate(members)]
-        seen = [np.zeros(one.n_codes if m in plan.pairs else 1, np.int32)
-                for m, one in enumerate(members)]
+        counts = {
+            4 * number + m: np.zeros(members[m].n_codes, np.int32)
+            for number, distinct in enumerate(plan.distinct)
+            for m in distinct
+        }
+        tables = np.zeros(4 * len(plan.distinct) + 1, np.int64)
+        for at, table in counts.items():
+            tables[at] = address_of(table)
+        seen = {m: np.zeros(members[m].n_codes, np.int32) for m in plan.pairs}
         location, located = self._places()
         job = np.zeros(k.JOB_WORDS, np.int64)
         words = {
             k.PLAN: address_of(plan.words),
             k.CODE: address_of(self._program.code),
             k.ENTRIES: address_of(entries),
+            k.WIDTH: width,
             k.STARTS: address_of(groups.starts),
             k.N_CODES: codes.n_codes,
             k.IRREGULAR: address_of(groups.irregular),
@@ -197,9 +205,12 @@ class _History:
             k.ROW: address_of(self._row),
             k.LOCATIONS: 0 if location is None else address_of(location),
             k.LOCATED: 0 if located is None else address_of(located),
+            k.TABLES: address_of(tables),
+            k.PIECE_SLOTS: address_of(self._piece),
+            k.TARGETS: address_of(self._piece) + 16 * SLOT * k.PIECE,
+            k.SCALE_BITS: int(self._program.code[SCALE_BITS]),
         }
-        words |= {k.TABLES + 8 * m: address_of(one) for m, one in enumerate(counts)}
-        words |= {k.SEEN_AT + 8 * m: address_of(one) for m, one in enumerate(seen)}
+        words |= {k.SEEN_AT + 8 * m: address_of(one) for m, one in seen.items()}
         for at, word in words.items():
             job[at // 8] = word
         do_entity(address_of(job))

@@ -31,26 +31,23 @@ class FactChanges:
     bit: Bytes
 
 
-def shared_facts(table: PaymentTable, copies: Copies, codes: Int32s) -> FactTable:
-    """The facts of `table`, given to every copy of their payment with the same time and entity."""
+def shared_facts(table: PaymentTable, copies: Copies) -> FactTable:
+    """The facts of `table`, given to every copy of their payment with the same event time."""
     facts = table.facts
-    place = np.searchsorted(copies.row, facts.row)
-    place[place == len(copies.row)] = 0
-    is_copy = copies.row[place] == facts.row
-    alike = np.stack([copies.payment, table.time_ms[copies.row], codes[copies.row]], axis=1)
-    _, of_copy, sizes = np.unique(alike, axis=0, return_inverse=True, return_counts=True)
-    of_copy = of_copy.reshape(-1)
-    by_kind = np.argsort(of_copy, kind="stable")
+    which, given = copies.among(facts.row)
+    alike = np.stack([copies.payment, table.time_ms[copies.row]], axis=1)
+    _, event, sizes = np.unique(alike, axis=0, return_inverse=True, return_counts=True)
+    event = event.reshape(-1)
+    by_event = np.argsort(event, kind="stable")
     begins = np.cumsum(sizes) - sizes
-    given = np.flatnonzero(is_copy)
-    kind = of_copy[place[given]]
-    fact = np.repeat(given, sizes[kind])
-    inside = np.arange(len(fact)) - np.repeat(np.cumsum(sizes[kind]) - sizes[kind], sizes[kind])
-    rows = copies.row[by_kind[begins[np.repeat(kind, sizes[kind])] + inside]]
-    kept = np.flatnonzero(~is_copy)
-    at = np.concatenate([kept, fact])
+    times = sizes[event[which]]
+    inside = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+    receivers = by_event[np.repeat(begins[event[which]], times) + inside]
+    others = np.ones(len(facts), np.bool_)
+    others[given] = False
+    at = np.concatenate([np.flatnonzero(others), np.repeat(given, times)])
     return FactTable(
-        np.concatenate([facts.row[kept], rows]),
+        np.concatenate([facts.row[others], copies.row[receivers]]),
         facts.name[at],
         facts.value[at],
         facts.sender_ms[at],
@@ -64,7 +61,8 @@ def fact_changes(table: PaymentTable, facts: FactTable) -> FactChanges:
     if len(facts) == 0:
         return FactChanges(flags, facts.row, facts.known_at_ms, facts.name)
     bits = np.left_shift(1, facts.name).astype(np.uint8)
-    flagged = np.flatnonzero(table.flags[facts.row] & bits)
+    # A flag of which there are facts too is one of them; others hold from the beginning.
+    flagged = np.flatnonzero(flags[facts.row] & bits)
     np.bitwise_and.at(flags, facts.row, ~bits)
     row = np.concatenate([facts.row, facts.row[flagged]])
     own_ms = table.time_ms[facts.row[flagged]]

@@ -27,12 +27,14 @@ PAIRS: Final = 2  # bits of the members that first_pair reads
 HAS_PLACE: Final = 3
 ENTRY_BYTES: Final = 4
 N_MEMBERS: Final = 5
-ROUND_AT: Final = 6  # where the columns of its round stand: their number, then each
-MEMBER_ENTITIES: Final = 7  # four words: which entity each member is
-REACH_MS: Final = 11
-PLAN_HEAD: Final = 12
+ROUND_AT: Final = 6  # byte position of the columns of its round
+REACH_MS: Final = 7
+FIRST_BYTE: Final = 8  # of what it writes of a row of the output, and the byte after its last
+END_BYTE: Final = 9
+MEMBER_ENTITIES: Final = 10  # four words: which entity each member is
+PLAN_HEAD: Final = 14
 
-# A pass: fixed words, then the columns without the payment itself, then those with it.
+# A pass: fixed words, then the columns without the payment itself, those with it, words to copy.
 PASS_DELAY: Final = 0
 PASS_LENGTH: Final = 1
 PASS_STEP: Final = 2
@@ -40,11 +42,16 @@ PASS_MASK: Final = 3  # bits that an event's state must have to count
 PASS_WANTS: Final = 4
 PASS_FACTS: Final = 5  # bits of the facts that are counted
 PASS_MEMBERS: Final = 6  # bits of the members that are counted apart
-PASS_NEXT: Final = 7
-PASS_COLUMNS: Final = 8
-# A list of columns is their number, then for each: its number in the vector, its byte position in
-# the program, the byte position of its accumulators.
-COLUMN_WORDS: Final = 3
+PASS_READS_FACTS: Final = 7  # whether what becomes known of an event can change its accumulators
+PASS_COPIED: Final = 8  # byte position of the list of words that columns read beside count and sum
+PASS_WITH_OWN: Final = 9  # byte position of the columns with the payment itself
+PASS_NEXT: Final = 10
+PASS_COLUMNS: Final = 11
+# A list of a pass's columns is their number, then for each: its byte position in the vector,
+# operation, operand, whether an empty value is declared, its bits.
+AGGREGATE_WORDS: Final = 5
+# A list of other columns: their number, then for each: byte positions in the vector and program.
+COLUMN_WORDS: Final = 2
 
 _CROSS: Final = (p.OP_RATIO, p.OP_DIFFERENCE, p.OP_ZSCORE)
 _WANTS: Final = {
@@ -62,15 +69,15 @@ class EntityPlan:
     """The plan of entity number `entity`.
 
     words: int64, what the kernels read. reads_facts: whether facts change anything.
-    members: the entities that its entries name; distinct, pairs: which of them (by place) are
-    counted apart, and looked up by pair.
+    members: the entities that its entries name. distinct: for each pass which of them (by place)
+    are counted apart; pairs: which are looked up by pair.
     """
 
     entity: int
     words: NDArray[np.int64]
     reads_facts: bool
     members: tuple[int, ...]
-    distinct: tuple[int, ...]
+    distinct: tuple[tuple[int, ...], ...]
     pairs: tuple[int, ...]
 
 
@@ -104,7 +111,7 @@ def history_plan(program: Program) -> HistoryPlan:
         _entity_plan(program, entity, [one for one in passes if one.entity == entity], round_)
         for entity, round_ in rounds.items()
     ]
-    return HistoryPlan(tuple(plans), np.array(_listed(program, rest, 0), np.int64))
+    return HistoryPlan(tuple(plans), np.array(_listed(program, rest), np.int64))
 
 
 class _Column:
@@ -179,63 +186,65 @@ def _entity_plan(
 ) -> EntityPlan:
     code = program.code
     layout = program.entities[entity]
-    head = [0] * PLAN_HEAD
-    body: list[int] = []
-    wanted = 0
-    reads_facts = False
-    for one in passes:
-        words = _pass_words(program, one)
-        wanted |= words[PASS_MEMBERS]
-        reads_facts |= words[PASS_WANTS] & p.WANT_FACTS != 0 or one.condition >= p.FACT_CONDITION
-        body += words
-    lasts = [last for last, _ in _last_parts(code)]
-    pairs = 0
-    for number in round_:
-        column = _Column(code, number)
-        if column.operation == p.OP_FIRST_PAIR:
-            pairs |= 1 << column.second
     names = [one.name for one in program.entities]
     members = [names.index(name) for name in layout.members]
+    described = [_described(program, one) for one in passes]
+    body = [word for one in described for word in one]
+    lasts = [last for last, _ in _last_parts(code)]
+    operands = [(_Column(code, number).operation, number) for number in round_]
+    pairs = {_Column(code, number).second for op, number in operands if op == p.OP_FIRST_PAIR}
+    written = [*round_, *(number for one in passes for number in _read_by(program, one))]
+    head = [0] * PLAN_HEAD
     head[N_PASSES] = len(passes)
     head[LAST] = -1
     if entity in lasts:
-        slots = int(code[p.N_SLOTS]) * p.SLOT
-        head[LAST] = 8 * (slots + p.LAST * lasts.index(entity))
-    head[PAIRS] = pairs
+        head[LAST] = 8 * (int(code[p.N_SLOTS]) * p.SLOT + p.LAST * lasts.index(entity))
+    head[PAIRS] = sum(1 << member for member in pairs)
     head[HAS_PLACE] = int(layout.place_at > 0)
     head[ENTRY_BYTES] = entry_bytes(len(members))
     head[N_MEMBERS] = len(members)
     head[ROUND_AT] = 8 * (PLAN_HEAD + len(body))
-    head[MEMBER_ENTITIES : MEMBER_ENTITIES + len(members)] = members
     head[REACH_MS] = int(code[p.REACH_MS])
-    body += _listed(program, round_, 0)
-    bits = range(len(members))
+    head[FIRST_BYTE] = 8 * min(written, default=0)
+    head[END_BYTE] = 8 * (max(written, default=-1) + 1)
+    head[MEMBER_ENTITIES : MEMBER_ENTITIES + len(members)] = members
     return EntityPlan(
-        entity,
-        np.array(head + body, np.int64),
-        reads_facts,
-        tuple(members),
-        tuple(m for m in bits if wanted >> m & 1),
-        tuple(m for m in bits if pairs >> m & 1),
+        entity=entity,
+        words=np.array([*head, *body, *_listed(program, round_)], np.int64),
+        reads_facts=any(words[PASS_READS_FACTS] for words in described),
+        members=tuple(members),
+        distinct=tuple(
+            tuple(m for m in range(len(members)) if words[PASS_MEMBERS] >> m & 1)
+            for words in described
+        ),
+        pairs=tuple(sorted(pairs)),
     )
 
 
-def _pass_words(program: Program, one: _Pass) -> list[int]:
-    columns: list[int] = []
+def _read_by(program: Program, one: _Pass) -> list[int]:
+    """The columns that read a pass."""
+    return [number for slot in one.slots for number in _of_slot(program, slot)]
+
+
+def _of_slot(program: Program, slot: int) -> list[int]:
+    columns = [_Column(program.code, number) for number in range(program.n_columns)]
+    return [
+        number
+        for number, column in enumerate(columns)
+        if column.operation <= p.OP_SHARE and column.first == slot
+    ]
+
+
+def _described(program: Program, one: _Pass) -> list[int]:
     wants = facts = members = 0
-    for slot in one.slots:
-        read = [
-            number
-            for number in range(program.n_columns)
-            if _Column(program.code, number).operation <= p.OP_SHARE
-            and _Column(program.code, number).first == slot
-        ]
-        for number in read:
-            column = _Column(program.code, number)
-            wants |= _WANTS.get(column.operation, 0)
-            facts |= column.operation == p.OP_SHARE and 1 << column.second
-            members |= column.operation == p.OP_DISTINCT and 1 << column.second
-        columns += _listed(program, read, -8 * p.SLOT * slot)
+    copied: dict[int, None] = {}
+    for number in _read_by(program, one):
+        column = _Column(program.code, number)
+        copied |= dict.fromkeys(_words_of(column))
+        wants |= _WANTS.get(column.operation, 0)
+        facts |= int(column.operation == p.OP_SHARE) << max(0, column.second)
+        members |= int(column.operation == p.OP_DISTINCT) << max(0, column.second)
+    without, with_own = (_aggregates(program, _of_slot(program, slot)) for slot in one.slots)
     fixed = [0] * PASS_COLUMNS
     fixed[PASS_DELAY] = one.delay
     fixed[PASS_LENGTH] = one.length
@@ -244,8 +253,24 @@ def _pass_words(program: Program, one: _Pass) -> list[int]:
     fixed[PASS_WANTS] = wants
     fixed[PASS_FACTS] = facts
     fixed[PASS_MEMBERS] = members
-    fixed[PASS_NEXT] = 8 * (PASS_COLUMNS + len(columns))
-    return fixed + columns
+    fixed[PASS_READS_FACTS] = int(facts > 0 or one.condition >= p.FACT_CONDITION)
+    fixed[PASS_WITH_OWN] = 8 * (PASS_COLUMNS + len(without))
+    fixed[PASS_COPIED] = fixed[PASS_WITH_OWN] + 8 * len(with_own)
+    words = [*fixed, *without, *with_own, len(copied), *(8 * word for word in copied)]
+    words[PASS_NEXT] = 8 * len(words)
+    return words
+
+
+def _words_of(column: _Column) -> tuple[int, ...]:
+    """The words of a slot that a column reads beside count and sum."""
+    return {
+        p.OP_STD: (p.SQUARES_HIGH, p.SQUARES_MIDDLE, p.SQUARES_LOW),
+        p.OP_MIN: (p.SMALLEST,),
+        p.OP_MAX: (p.LARGEST,),
+        p.OP_LAST: (p.LAST_AMOUNT,),
+        p.OP_SHARE: (p.FACT_COUNTS + column.second,),
+        p.OP_DISTINCT: (p.DISTINCT + column.second,),
+    }.get(column.operation, ())
 
 
 def _mask(condition: int) -> int:
@@ -256,10 +281,17 @@ def _mask(condition: int) -> int:
     return 1 << (CONDITION_BIT + condition)
 
 
-def _listed(program: Program, numbers: list[int], slots_at: int) -> list[int]:
-    """A list of columns, whose accumulators are found from `slots_at` bytes on."""
+def _aggregates(program: Program, numbers: list[int]) -> list[int]:
     words = [len(numbers)]
     for number in numbers:
-        column = 8 * (int(program.code[p.COLUMNS_AT]) + p.COLUMN * number)
-        words += [number, column, slots_at]
+        at = int(program.code[p.COLUMNS_AT]) + p.COLUMN * number
+        operation, _, operand, _, declared, empty = program.code[at : at + 6].tolist()
+        words += [8 * number, operation, operand, declared, empty]
+    return words
+
+
+def _listed(program: Program, numbers: list[int]) -> list[int]:
+    words = [len(numbers)]
+    for number in numbers:
+        words += [8 * number, 8 * (int(program.code[p.COLUMNS_AT]) + p.COLUMN * number)]
     return words

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from freshscore.features import history_kernels as k
 from freshscore.features import history_layout as h
 from freshscore.features import history_plan as hp
 from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features.compiled import kernel
-from freshscore.features.finishing import NO_LARGEST
 from freshscore.features.layout import NO_PLACE
-from freshscore.features.memory import i32, i64, prefetch, put_i32, put_i64, u8
+from freshscore.features.memory import f64, i32, i64, prefetch, put_i32, put_i64, u8
 
 _LINE_BYTES: Final = 64
 
@@ -65,7 +62,7 @@ def _put_last(job: int, last: int, entry: int) -> None:
 def _put_pairs(job: int, last: int, own: int, first: int, oldest: int) -> None:
     """Which pairs a plain entity has had after `oldest`; and remember those of `own`."""
     plan = i64(job + k.PLAN)
-    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    width = i64(job + k.WIDTH)
     entries = i64(job + k.ENTRIES)
     for m in range(i64(plan + 8 * hp.N_MEMBERS)):
         if (i64(plan + 8 * hp.PAIRS) >> m) & 1 == 0:
@@ -81,20 +78,23 @@ def _put_pairs(job: int, last: int, own: int, first: int, oldest: int) -> None:
 
 
 @kernel
-def _plain_round(job: int, first: int, end: int) -> None:
+def _plain_round(job: int, group: int, first: int, end: int) -> None:
+    """The round of the entries `first` to `end` of the plain entity whose first is `group`."""
     plan = i64(job + k.PLAN)
-    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    width = i64(job + k.WIDTH)
     columns = plan + i64(plan + 8 * hp.ROUND_AT)
     at = i64(plan + 8 * hp.LAST)
     last = i64(job + k.SLOTS) + at
+    if i64(columns) == 0:
+        return
     for own in range(first, end, width):
         out = _put_row(job, own)
         if at >= 0:
             oldest = i64(own) - i64(plan + 8 * hp.REACH_MS)
             put_i64(last, 0)
-            if own > first and i64(own - width) > oldest:
+            if own > group and i64(own - width) > oldest:
                 _put_last(job, last, own - width)
-            _put_pairs(job, last, own, first, oldest)
+            _put_pairs(job, last, own, group, oldest)
         k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
 
 
@@ -102,7 +102,7 @@ def _plain_round(job: int, first: int, end: int) -> None:
 def _find_last(job: int, last: int, own: int, first: int, oldest: int) -> None:
     """Look back from `own` for the last event that is seen, and for pairs."""
     plan = i64(job + k.PLAN)
-    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    width = i64(job + k.WIDTH)
     wanted = i64(plan + 8 * hp.PAIRS)
     n_members = i64(plan + 8 * hp.N_MEMBERS)
     put_i64(last, 0)
@@ -133,7 +133,7 @@ def _see(entry: int, seen: bool) -> None:
 @kernel
 def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
     plan = i64(job + k.PLAN)
-    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    width = i64(job + k.WIDTH)
     columns = plan + i64(plan + 8 * hp.ROUND_AT)
     at = i64(plan + 8 * hp.LAST)
     last = i64(job + k.SLOTS) + at
@@ -161,43 +161,98 @@ def _absent(job: int, first: int, end: int) -> None:
     """Columns of the payments that have no such entity."""
     plan = i64(job + k.PLAN)
     slots = i64(job + k.SLOTS)
-    packed = i64(job + k.ROW)
     at = i64(plan + 8 * hp.LAST)
-    for own in range(first, end, i64(plan + 8 * hp.ENTRY_BYTES)):
+    put_i64(slots, p.ABSENT)
+    if at >= 0:
+        put_i64(slots + at, p.ABSENT)
+    for own in range(first, end, i64(job + k.WIDTH)):
         out = _put_row(job, own)
-        put_i64(slots, p.ABSENT)
         pass_ = plan + 8 * hp.PLAN_HEAD
         for _ in range(i64(plan + 8 * hp.N_PASSES)):
-            without = pass_ + 8 * hp.PASS_COLUMNS
-            with_own = without + 8 * (1 + hp.COLUMN_WORDS * i64(without))
-            k.put_columns(i64(job + k.CODE), without, slots, packed, out)
-            k.put_columns(i64(job + k.CODE), with_own, slots, packed, out)
+            scale = f64(job + k.SCALE_BITS)
+            targets = i64(job + k.TARGETS)
+            put_i64(targets, out)
+            k.put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slots, scale, targets, 1)
+            with_own = pass_ + i64(pass_ + 8 * hp.PASS_WITH_OWN)
+            k.put_aggregates(with_own, slots, scale, targets, 1)
             pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
-        if at >= 0:
-            put_i64(slots + at, p.ABSENT)
         columns = plan + i64(plan + 8 * hp.ROUND_AT)
-        k.put_columns(i64(job + k.CODE), columns, slots, packed, out)
+        k.put_columns(i64(job + k.CODE), columns, slots, i64(job + k.ROW), out)
 
 
 @kernel
 def _ask_for_output(job: int, first: int, end: int) -> None:
-    """Ask for the rows of the output, which lie far apart, before they are written to."""
+    """Ask for what will be written of the output's rows, which lie far apart."""
+    plan = i64(job + k.PLAN)
     out = i64(job + k.OUT)
     out_bytes = i64(job + k.OUT_BYTES)
-    for entry in range(first, end, i64(i64(job + k.PLAN) + 8 * hp.ENTRY_BYTES)):
+    for entry in range(first, end, i64(job + k.WIDTH)):
         row = out + out_bytes * (i64(entry + h.STATE) & h.ROW_BITS)
-        for at in range(row, row + out_bytes, _LINE_BYTES):
+        line = (row + i64(plan + 8 * hp.FIRST_BYTE)) & ~(_LINE_BYTES - 1)
+        for at in range(line, row + i64(plan + 8 * hp.END_BYTE), _LINE_BYTES):
             prefetch(at)
+
+
+@kernel
+def _do_plain(job: int, first: int, end: int, changes: int, changes_end: int) -> None:
+    plan = i64(job + k.PLAN)
+    width = i64(job + k.WIDTH)
+    slots = i64(job + k.SLOTS)
+    n_passes = i64(plan + 8 * hp.N_PASSES)
+    for i in range(n_passes):
+        k.start_pass(slots + 8 * p.SLOT * i, first)
+    _ask_for_output(job, first, min(end, first + k.PIECE * width))
+    for piece in range(first, end, k.PIECE * width):
+        piece_end = min(end, piece + k.PIECE * width)
+        _ask_for_output(job, piece_end, min(end, piece_end + k.PIECE * width))
+        target = i64(job + k.TARGETS)
+        for own in range(piece, piece_end, width):
+            row = i64(own + h.STATE) & h.ROW_BITS
+            put_i64(target, i64(job + k.OUT) + i64(job + k.OUT_BYTES) * row)
+            target += 8
+        pass_ = plan + 8 * hp.PLAN_HEAD
+        for i in range(n_passes):
+            upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
+            tables = i64(job + k.TABLES) + 32 * i
+            slot = slots + 8 * p.SLOT * i
+            k.plain_pass(job, pass_, slot, tables, piece, piece_end, changes, upto)
+            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+        _plain_round(job, first, piece, piece_end)
+        upto = changes
+        while upto < changes_end and i64(upto + 8) <= i64(piece_end - width):
+            upto += h.CHANGE_BYTES
+        k.turn_facts(i64(job + k.ENTRIES), width, changes, upto)
+        changes = upto
+    pass_ = plan + 8 * hp.PLAN_HEAD
+    for i in range(n_passes):
+        tables = i64(job + k.TABLES) + 32 * i
+        mask = i64(pass_ + 8 * hp.PASS_MASK)
+        k.end_pass(slots + 8 * p.SLOT * i, pass_, tables, mask, width)
+        pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+
+
+@kernel
+def _do_stepped(
+    job: int, first: int, end: int, changes: int, changes_end: int, steps: int
+) -> None:
+    plan = i64(job + k.PLAN)
+    slot = i64(job + k.SLOTS)
+    pass_ = plan + 8 * hp.PLAN_HEAD
+    for i in range(i64(plan + 8 * hp.N_PASSES)):
+        upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
+        tables = i64(job + k.TABLES) + 32 * i
+        k.start_pass(slot, first)
+        k.stepped_pass(job, pass_, slot, tables, first, end, changes, upto, steps)
+        pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+    _stepped_round(job, first, end, steps)
 
 
 @kernel(nogil=True)
 def do_entity(job: int) -> None:
     """Write all columns of one entity's plan, for all rows."""
-    plan = i64(job + k.PLAN)
-    width = i64(plan + 8 * hp.ENTRY_BYTES)
+    width = i64(job + k.WIDTH)
     entries = i64(job + k.ENTRIES)
     starts = i64(job + k.STARTS)
-    irregular = i64(job + k.IRREGULAR)
     steps = i64(job + k.STEPS)
     changes = i64(job + k.CHANGES)
     all_changes_end = changes + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
@@ -210,26 +265,11 @@ def do_entity(job: int) -> None:
         changes_end = changes
         while changes_end < all_changes_end and entries + width * i64(changes_end) < end:
             changes_end += h.CHANGE_BYTES
-        _ask_for_output(job, first, end)
-        pass_ = plan + 8 * hp.PLAN_HEAD
-        stepped = u8(irregular + code) != 0
-        for _ in range(i64(plan + 8 * hp.N_PASSES)):
-            # Where no fact matters, the bits that they leave in an event's state do not either.
-            reads_facts = (
-                i64(pass_ + 8 * hp.PASS_WANTS) & p.WANT_FACTS
-                or i64(pass_ + 8 * hp.PASS_MASK) & h.ALL_FACTS
-            )
-            upto = changes_end if reads_facts else changes
-            if stepped:
-                k.stepped_pass(job, pass_, first, end, changes, upto, steps)
-            else:
-                k.plain_pass(job, pass_, first, end, changes, upto)
-            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
-        if stepped:
-            _stepped_round(job, first, end, steps)
+        if u8(i64(job + k.IRREGULAR) + code) != 0:
+            _do_stepped(job, first, end, changes, changes_end, steps)
             steps += h.STEP_BYTES * ((end - first) // width)
         else:
-            _plain_round(job, first, end)
+            _do_plain(job, first, end, changes, changes_end)
         changes = changes_end
     first = entries + width * i32(starts + 4 * n_codes)
     _absent(job, first, entries + width * i32(starts + 4 * n_codes + 4))

@@ -35,6 +35,13 @@ class Copies:
     payment: Int64s
     content: Words
 
+    def among(self, rows: Int64s) -> tuple[Int64s, Int64s]:
+        """Which of `rows` are copies: their places here, and their places in `rows`."""
+        place = np.searchsorted(self.row, rows)
+        place[place == len(self.row)] = 0
+        at = np.flatnonzero(self.row[place] == rows)
+        return place[at], at
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turns:
@@ -194,20 +201,12 @@ def _put_turns(
     row: Int64s,
 ) -> None:
     """Put the turns of copies in the place of the steps of other rows."""
-    copy, at = _found(copies, asked)
+    copy, at = copies.among(asked)
     # The place after the last stands for nobody, who is -1 there too.
     place_of = np.full(len(copies.row) + 1, NOBODY, np.int64)
     place_of[copy] = own[at]
     steps[at, 1] = place_of[turns.aside[copy]]
     steps[at, 2] = np.where(turns.comes[copy], own[at], NOBODY)
     steps[at, 3] = place_of[turns.goes[copy]]
-    copy, at = _found(copies, row)
+    copy, at = copies.among(row)
     first[at] = turns.first[copy]
-
-
-def _found(copies: Copies, rows: Int64s) -> tuple[Int64s, Int64s]:
-    """Which of `rows` are copies: their places in Copies, and among `rows`."""
-    place = np.searchsorted(copies.row, rows)
-    place[place == len(copies.row)] = 0
-    at = np.flatnonzero(copies.row[place] == rows)
-    return place[at], at

@@ -225,24 +225,25 @@ def spread_double(typing: Any, count: Any, total: Any, high: Any, middle: Any, l
     """The double nearest to count * Q - total^2, exact until then.
 
     Q = high * 2^40 + middle * 2^21 + low is a sum of squares in the three limbs that
-    features/kernels.py adds up. count < 2^23, |total| < 2^63; the result is never negative.
+    features/kernels.py adds up. count < 2^23 and amounts <= 2^40, so that all of it stays
+    below 2^127; the result is never negative.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = ir.IntType(160)
+        wide = ir.IntType(128)
         n, total, high, middle, low = (builder.sext(arg, wide) for arg in args)
         squares = builder.add(
             builder.shl(high, wide(40)), builder.add(builder.shl(middle, wide(21)), low)
         )
         spread = builder.sub(builder.mul(n, squares), builder.mul(total, total))
-        # 160 bits to a double, rounded once: keep the 64 leading bits, and any below them as a
+        # 128 bits to a double, rounded once: keep the 64 leading bits, and any below them as a
         # sticky lowest bit; 64 bits are enough above the 53 + 2 that rounding looks at.
         flag = ir.IntType(1)
         kind = ir.FunctionType(wide, [wide, flag])
-        name = "llvm.ctlz.i160"
+        name = "llvm.ctlz.i128"
         zeros = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
         empty = builder.call(zeros, [spread, flag(0)])
-        shift = builder.sub(wide(96), empty)
+        shift = builder.sub(wide(64), empty)
         down = builder.select(builder.icmp_signed(">", shift, wide(0)), shift, wide(0))
         leading = builder.lshr(spread, down)
         lost = builder.icmp_unsigned("!=", builder.shl(leading, down), spread)

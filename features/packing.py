@@ -103,16 +103,17 @@ class Packer:
 
     def row(self, transaction: Transaction) -> bytes:
         """The row of `transaction`; raises BadTransaction for what cannot be read so."""
-        if transaction.packed_by is self:
-            return transaction.packed  # type: ignore[return-value]  # set beside packed_by
+        owner, row = transaction.packed
+        if owner is self:
+            return row
         raw = self._raw(transaction)
         row = bytes(self.row_bytes)
         # A new bytes object that nobody else has seen yet is ours to fill, once.
         make_row(
             id(raw) + BYTES_AT, id(row) + BYTES_AT, self._keys_at, self._n_entities, self._n_values
         )
-        transaction.packed = row
-        transaction.packed_by = self
+        # In one piece: two threads may pack one transaction for two scorers.
+        transaction.packed = (self, row)
         return row
 
     def _raw(self, transaction: Transaction) -> bytes:

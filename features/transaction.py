@@ -26,6 +26,7 @@ LATEST_MS: Final = 4_102_444_800_000  # 2100-01-01
 MAX_STRING_BYTES: Final = 256
 
 FieldValue = str | int | float | bool | None
+_UNPACKED: Final[tuple[object, bytes]] = (None, b"")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -84,7 +85,6 @@ class Transaction:
         "_time",
         "_transaction_id",
         "packed",
-        "packed_by",
     )
 
     def __init__(
@@ -127,8 +127,7 @@ class Transaction:
         self._location = None if location is None else _checked_location(location)
         self._flags = _checked_flags(flags)
         # What a scorer or store made of this transaction, and which one did: theirs to set.
-        self.packed: bytes | None = None
-        self.packed_by: object = None
+        self.packed: tuple[object, bytes] = _UNPACKED
 
     @classmethod
     def of(cls, value: Transaction | Mapping[str, Any]) -> Transaction:

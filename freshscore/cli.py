@@ -23,12 +23,14 @@ DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # joined by _>.
 COMMANDS: dict[str, str] = {
     "backfill": "load past payments, and what became known of them, into a store",
+    "demo": "generate, train, replay a week, and show what the cache saves",
     "explain": "why one transaction has its score, and why the cache did or did not serve it",
     "generate": "make payments like the Handbook's, of any size and seed, frauds included",
     "models evaluate": "the Handbook's protocol on a file or on generated payments",
     "models import": "make a LightGBM model of your own the champion",
     "models list": "what was champion since when, and why",
     "models show": "what a model is, was made from, and where its thresholds lie",
+    "replay": "a file through the production scorer: what re-use of scores gives, and its proof",
     "score": "score a file of payments, or one transaction",
     "settings show": "every setting, its value and where that came from",
     "settings reference": "the reference file: every setting with its default, unit and reason",

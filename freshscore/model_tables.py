@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from freshscore.output import print_table
+from freshscore.scoring import model_file
 from freshscore.scoring.model import Model
 from freshscore.scoring.registry import Entry
+
+_HASH_CHARACTERS: Final = 32
 
 
 def print_model(model: Model, why: str) -> None:
@@ -73,6 +78,7 @@ def _shown(model: Model, why: str) -> list[tuple[str, Any]]:
     return [
         ("why", why),
         ("made at (UTC)", instant_text(content.made_at_ms)),
+        ("content, whenever made", _content_hash(model)),
         ("specification", content.specification),
         ("fingerprint", content.fingerprint.hex()),
         ("trees", content.booster.count("\nTree=")),
@@ -84,6 +90,12 @@ def _shown(model: Model, why: str) -> list[tuple[str, Any]]:
         ("later payments held back", facts.validation_rows),
         *((f"on those: {name}", value) for name, value in facts.metrics.items()),
     ]
+
+
+def _content_hash(model: Model) -> str:
+    """The hash of all but the instant: training twice on the same payments gives it twice."""
+    timeless = msgspec.structs.replace(model.content, made_at_ms=0)
+    return model_file.content_hash(model_file.encoded(timeless))[:_HASH_CHARACTERS]
 
 
 def _text(value: object) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,15 +78,20 @@ def stored_settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def read_file(
-    path: Path, specification: FeatureSpecification, columns: str | None, settings: Settings
+    path: Path,
+    specification: FeatureSpecification,
+    columns: str | None,
+    settings: Settings,
+    keep: Sequence[str] = (),
 ) -> PaymentTable:
     """The payments of a file; what is set aside, and what the file has no column for, is said.
 
+    keep: further columns to hand through.
     Raises BadFile, also where no row is good.
     """
     from freshscore.features.reading import read_payments
 
-    table = read_payments(path, specification, columns=columns)
+    table = read_payments(path, specification, columns=columns, keep=keep)
     say_rejected(path, table, settings.input.max_listed_rows)
     if table.absent:
         absent = ", ".join(table.absent)

@@ -26,12 +26,12 @@ class Flights:
             self._landed[key] = threading.Event()
             return Flight(self, key)
 
-    def wait(self, key: bytes, timeout_s: float) -> None:
-        """Wait until nobody computes `key`; raises DeadlineExceeded after `timeout_s`."""
+    def wait(self, key: bytes, limit_s: float, left_s: float) -> None:
+        """Wait until nobody computes `key`, for what is left of a limit, or DeadlineExceeded."""
         landed = self._landed.get(key)
-        if landed is not None and not landed.wait(timeout_s):
+        if landed is not None and not (left_s > 0.0 and landed.wait(left_s)):
             raise DeadlineExceeded(
-                f"the same score is being computed elsewhere; waited {timeout_s} s for it"
+                f"the same score is being computed elsewhere; waited {limit_s} s for it"
             )
 
     def land(self, key: bytes) -> None:

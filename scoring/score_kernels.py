@@ -284,8 +284,11 @@ def _count(tier: int, word: int) -> None:
 
 
 @kernel
-def _state_out(store: int, as_of: int, out: int, scratch: int) -> None:
-    """Report the versions of the states, and whether one has lost events at its limit."""
+def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
+    """Report the versions of the states, and whether one has lost events at its limit.
+
+    looks_from: the earliest instant from which the features look back.
+    """
     degraded = 0
     for e in range(i64(store + t.N_ENTITIES)):
         state = i64(scratch + 8 * (ROWS + e))
@@ -295,7 +298,7 @@ def _state_out(store: int, as_of: int, out: int, scratch: int) -> None:
             low = u64(state + t.VERSION)
             high = u64(state + t.VERSION + 8)
             lost = i64(state + t.LOST)
-            if lost != 0 and as_of - i64(store + t.HELD) < lost:
+            if lost != 0 and looks_from - i64(store + t.HELD) < lost:
                 degraded = c.TOO_MANY_EVENTS
         put_u64(out + c.OUT_VERSIONS + 16 * e, low)
         put_u64(out + c.OUT_VERSIONS + 16 * e + 8, high)
@@ -394,7 +397,9 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     if keep:
         moved = _states_moved(store, out, scratch)
     else:
-        _state_out(store, as_of, out, scratch)
+        # The last event and pairs are looked for before the payment's own time.
+        looks_from = time if i64(code + 8 * p.N_LASTS) > 0 else as_of
+        _state_out(store, looks_from, out, scratch)
     source = c.COMPUTED_NOW
     if entry != NONE and not keep:
         same = bool(u64(entry + c.STATES_LOW) == low and u64(entry + c.STATES_HIGH) == high)
@@ -411,11 +416,14 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         else:
             cells = i64(tier + c.CELLS)
             other = NONE
+            hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
             if keep:
+                # What nothing can reach any more may have been forgotten, which moves no version.
+                if hash_low != u64(out + c.OUT_HASH_LOW) or hash_high != u64(out + c.OUT_HASH_HIGH):
+                    moved = True
                 hash_low = u64(out + c.OUT_HASH_LOW)
                 hash_high = u64(out + c.OUT_HASH_HIGH)
             else:
-                hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
                 other = find_cell(tier, hash_low, hash_high)
                 _count(tier, c.BY_CAUSE + cause)
                 if other != NONE:

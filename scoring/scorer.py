@@ -122,8 +122,8 @@ class Scorer:
         if tx.__class__ is not Transaction:
             tx = Transaction.of(tx)
         packer = serving.packer
-        row = tx.packed if tx.packed_by is packer else None
-        if row is None:
+        owner, row = tx.packed
+        if owner is not packer:
             row = packer.row(tx)
         out = bytes(serving.out_bytes)
         status = serving.score_in(
@@ -291,28 +291,36 @@ class Scorer:
         deadline_ms: float | None,
     ) -> bytes:
         """Do what the kernel could not: refuse the instant, or call the model; what was written."""
-        if status == c.AS_OF_BEFORE_PAYMENT:
-            raise BadTransaction(
-                f"as_of is before the payment's own time, {transaction.time} ms: it is {as_of}"
-            )
-        if status == c.AS_OF_TOO_OLD:
-            raise AsOfTooOld(self._too_old(transaction, as_of))
         wait_s = self._settings.cache.inflight_wait_s
         if deadline_ms is not None:
             wait_s = min(wait_s, deadline_ms / 1000.0)
-        while status == c.NEEDS_MODEL:
+        ends_s = self._clock.monotonic_s() + wait_s
+        while status:
+            self._check_instant(status, transaction, as_of)
             key = out[_HASH]
             flight = self._flights.board(key)
             if flight is not None:
                 with flight:
                     return with_model_score(serving, row, out)
-            self._flights.wait(key, wait_s)
+            # Whoever led may have failed, and another lead again: one limit for all waits together.
+            self._flights.wait(key, wait_s, ends_s - self._clock.monotonic_s())
             at_ms = int.from_bytes(out[c.OUT_AS_OF : c.OUT_AS_OF + 8], "little")
             out = bytes(serving.out_bytes)
             status = serving.score_in(
                 serving.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT
             )
         return out
+
+    def _check_instant(
+        self, status: int, transaction: Transaction, as_of: datetime | int | None
+    ) -> None:
+        """Raise for an instant that is refused, also where it became too old during a wait."""
+        if status == c.AS_OF_BEFORE_PAYMENT:
+            raise BadTransaction(
+                f"as_of is before the payment's own time, {transaction.time} ms: it is {as_of}"
+            )
+        if status == c.AS_OF_TOO_OLD:
+            raise AsOfTooOld(self._too_old(transaction, as_of))
 
     def _too_old(self, transaction: Transaction, as_of: datetime | int | None) -> str:
         horizon_ms = self._store.limits.horizon_ms

@@ -1,4 +1,7 @@
-"""`freshscore models import`: a LightGBM model of somebody else's making, champion from then on."""
+"""`freshscore models import`: a model made elsewhere, champion from then on.
+
+LightGBM's own text, or a model of another freshscore store, which brings all that it is.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from freshscore.payment_files import (
 )
 
 if TYPE_CHECKING:
+    from freshscore.config.settings import Settings
+    from freshscore.features.specification import FeatureSpecification
     from freshscore.scoring.calibration import CalibrationTable
+    from freshscore.scoring.model import Model
 
 # The thresholds of a callable model, too: a middle, and what is nearly certain.
 _REVIEW, _DECLINE = 0.5, 0.9
@@ -24,7 +30,11 @@ _REVIEW, _DECLINE = 0.5, 0.9
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model's file, and what it does not say of itself."""
     parser.add_argument(
-        "model", metavar="FILE", type=Path, help="LightGBM's text, as save_model() writes it"
+        "model",
+        metavar="FILE",
+        type=Path,
+        help="LightGBM's text, as save_model() writes it; or a .model file of another store, to"
+        " which the options that describe a model do not apply",
     )
     add_specification_argument(parser)
     parser.add_argument(
@@ -68,24 +78,19 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore.features.specification import FeatureSpecification
     from freshscore.model_tables import model_figures, print_model
     from freshscore.output import write_json
-    from freshscore.scoring.model_file import CohortThresholds
-    from freshscore.scoring.model_making import import_booster
+    from freshscore.scoring.model import Model
+    from freshscore.scoring.model_file import MAGIC
     from freshscore.scoring.registry import Registry
 
     settings = stored_settings_of(arguments)
+    specification = FeatureSpecification.named(settings.store.specification)
     now_ms = SystemClock().now_ms()
-    text = _text(arguments.model)
-    model = import_booster(
-        text,
-        FeatureSpecification.named(settings.store.specification),
-        cohorts=[CohortThresholds("all", arguments.review, arguments.decline)],
-        made_at_ms=now_ms,
-        names=None if arguments.features is None else _renamed(text, arguments.features),
-        codes=None if arguments.codes is None else _codes(arguments.codes),
-        custom_link=arguments.link,
-        calibration=None if arguments.calibration is None else _table(arguments.calibration),
-        golden_rows=settings.model.golden_rows,
-    )
+    content = arguments.model.read_bytes()
+    if content.startswith(MAGIC):
+        model = Model.load(content)
+        model.check_fits(specification)
+    else:
+        model = _of_booster(content, arguments, specification, settings, now_ms)
     why = f"imported from {arguments.model.name}"
     version = Registry.of(settings.store.path).add(model, why, now_ms)
     print_model(model, why)
@@ -94,16 +99,40 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _of_booster(
+    content: bytes,
+    arguments: argparse.Namespace,
+    specification: FeatureSpecification,
+    settings: Settings,
+    now_ms: int,
+) -> Model:
+    from freshscore.scoring.model_file import CohortThresholds
+    from freshscore.scoring.model_making import import_booster
+
+    text = _text(content, arguments.model.name)
+    return import_booster(
+        text,
+        specification,
+        cohorts=[CohortThresholds("all", arguments.review, arguments.decline)],
+        made_at_ms=now_ms,
+        names=None if arguments.features is None else _renamed(text, arguments.features),
+        codes=None if arguments.codes is None else _codes(arguments.codes),
+        custom_link=arguments.link,
+        calibration=None if arguments.calibration is None else _table(arguments.calibration),
+        golden_rows=settings.model.golden_rows,
+    )
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _text(path: Path) -> str:
+def _text(content: bytes, name: str) -> str:
     try:
-        return path.read_text("utf-8")
+        return content.decode()
     except UnicodeDecodeError:
         raise BadModel(
-            f"{path.name} is no text: a LightGBM model is imported as save_model() writes it, never"
+            f"{name} is no text: a LightGBM model is imported as save_model() writes it, never"
             " as a pickle"
         ) from None
 

@@ -27,7 +27,7 @@ def payments(days: int = 50) -> pd.DataFrame:
     return generate(parameters, np.random.default_rng(5), "handbook")
 
 
-def run(*words: str | Path) -> int:
+def run(*words: object) -> int:
     """The exit code of one command line, with settings that make it quick."""
     return cli.main([*map(str, words), *SMALL])
 

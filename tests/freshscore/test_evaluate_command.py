@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from freshscore.scoring.registry import Registry
+from freshscore.simulations import evaluation
+from freshscore.simulations.evaluation import Evaluation
 from freshscore.simulations.generator import Parameters
-from freshscore.simulations.protocol import Split
+from freshscore.simulations.protocol import Performance, Split
 from tests.freshscore.stored_models import payments, run
 
 SMALL = ("--customers", "50", "--terminals", "100")
@@ -39,7 +42,7 @@ def test_seeds_are_printed_first_and_each_has_its_figures(
     figures = json.loads(figures_file.read_text())
     assert [one["seed"] for one in figures["seeds"]] == [3, 4]
     for one, metric in zip(figures["summary"], ("AUC ROC", "average precision"), strict=False):
-        values = [run[metric] for run in figures["seeds"]]
+        values = [of_seed[metric] for of_seed in figures["seeds"]]
         assert one["metric"] == metric
         assert one["mean"] == pytest.approx(sum(values) / 2)
         assert (one["lowest"], one["highest"]) == (min(values), max(values))
@@ -89,6 +92,23 @@ def test_what_cannot_be_evaluated_is_said(
     start = [] if "--start" in words else START
     assert run("models", "evaluate", "--data", data, *spec, *start, *words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("auc_roc", "code"), [(0.884 - 0.029, 0), (0.884 - 0.031, 1)])
+def test_figures_far_from_the_published_ones_fail_the_check(
+    auc_roc: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean over the seeds counts, each metric within its own distance."""
+    found = Performance(100, 10, auc_roc, 0.647, 0.290)
+    one = Evaluation(trained=100, trained_frauds=10, performance=found, best=found)
+    monkeypatch.setattr(evaluation, "evaluated", lambda *arguments, **options: one)
+    monkeypatch.setattr(
+        evaluation, "generated_payments", lambda *arguments: pa.Table.from_pandas(payments(2))
+    )
+    assert run("models", "evaluate", "--seeds", "1") == code
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    missed = [words[:2] for words in rows if words[-1:] == ["no"]]
+    assert missed == ([["AUC", "ROC"]] if code else [])
 
 
 def test_generated_payments_begin_before_the_training(capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_a_calibration_table_is_applied(tmp_path: Path, rng: np.random.Generator
     words = ["models", "import", path, *SPECIFICATION, "--store", tmp_path]
     assert run(*words, "--calibration", table) == 0
     matrix = rng.random((50, len(HANDBOOK.columns)))
-    expected = lightgbm.Booster(model_file=path).predict(matrix) / 2
+    expected = np.asarray(lightgbm.Booster(model_file=path).predict(matrix)) / 2
     np.testing.assert_allclose(Registry(tmp_path / "models").champion().predict(matrix), expected)
 
 
@@ -155,6 +155,21 @@ def test_a_side_file_that_is_not_one_is_refused(
     assert run(*words, option, side) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_model_of_another_store_is_imported_as_it_is(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Registry(trained / "models").champion()
+    file = trained / "models" / f"{model.version}.model"
+    assert run("models", "import", file, *SPECIFICATION, "--store", tmp_path) == 0
+    assert Registry(tmp_path / "models").champion().file == model.file
+    assert run("models", "import", file, "--spec", "payments", "--store", tmp_path) == 2
+    assert "was made for specification handbook" in capsys.readouterr().err
+    damaged = tmp_path / "damaged.model"
+    damaged.write_bytes(file.read_bytes()[:-1])
+    assert run("models", "import", damaged, *SPECIFICATION, "--store", tmp_path) == 2
+    assert len(Registry(tmp_path / "models").entries()) == 1
 
 
 def test_a_pickle_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

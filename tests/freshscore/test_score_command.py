@@ -84,7 +84,7 @@ def test_backfill_of_parts_is_that_of_the_whole(store: Path, tmp_path: Path) -> 
     folders = [tmp_path / "of_parts", tmp_path / "of_whole"]
     for folder, files in zip(folders, (parts, [tmp_path / "payments.parquet"]), strict=True):
         assert run("backfill", "--data", *files, *SPECIFICATION, "--store", folder) == 0
-    np.testing.assert_array_equal(*map(features_in, folders))
+    np.testing.assert_array_equal(features_in(folders[0]), features_in(folders[1]))
 
 
 def test_backfill_of_a_bad_file_leaves_the_store_as_it_was(store: Path, tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def test_without_a_folder_it_goes_where_the_other_commands_look(
     assert run("models", "show") == 0
 
 
+def test_training_again_gives_the_same_content(data: Path, tmp_path: Path) -> None:
+    contents = set()
+    for number in range(2):
+        figures_file = tmp_path / f"figures{number}.json"
+        words = ["--data", data, *SPECIFICATION, "--store", tmp_path / f"store{number}"]
+        assert run("train", *words, "--json", figures_file) == 0
+        contents.add(json.loads(figures_file.read_text())["content, whenever made"])
+    assert len(contents) == 1
+
+
 def test_dates_bound_what_is_trained_on(data: Path, tmp_path: Path) -> None:
     store, figures_file = tmp_path / "store", tmp_path / "figures.json"
     limits = ["--from", "2018-04-10", "--to", "2018-05-10T12:00:00+00:00"]

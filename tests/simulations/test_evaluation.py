@@ -9,13 +9,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from freshscore.config.errors import BadFile, BadModel, BadSpecification, ModelMismatch
-from freshscore.config.settings import ModelSettings
 from freshscore.features.history import Acceptance, history_features
 from freshscore.features.program import compiled
 from freshscore.features.reading import read_payments
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.table import PaymentTable
 from freshscore.scoring.training_sets import training_keys
+from freshscore.simulations import protocol
 from freshscore.simulations.evaluation import (
     PROTOCOL_MODEL,
     days_of,
@@ -23,7 +23,7 @@ from freshscore.simulations.evaluation import (
     generated_payments,
 )
 from freshscore.simulations.generator import Parameters
-from freshscore.simulations.protocol import DAY_MS, Split, tested_rows
+from freshscore.simulations.protocol import DAY_MS, Split
 from tests.scoring.small_models import small_model
 
 START_MS = Parameters().start_ms
@@ -35,7 +35,8 @@ PARAMETERS = Parameters(customers=100, terminals=200, days=days_of(SPLIT, START_
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return generated_payments(PARAMETERS, 4).to_pandas()
+    payments: pd.DataFrame = generated_payments(PARAMETERS, 4).to_pandas()
+    return payments
 
 
 def table_of(frame: pd.DataFrame) -> PaymentTable:
@@ -63,10 +64,10 @@ def test_the_model_learns_from_the_training_days_and_is_tested_on_the_test(
     )  # fmt: skip
     model.fit(features[learned], fraud[learned])
     card = frame.CUSTOMER_ID.to_numpy()
-    tested = tested_rows(table.time_ms, card, fraud, SPLIT)
+    tested = protocol.tested_rows(table.time_ms, card, fraud, SPLIT)
     scores = np.asarray(model.predict_proba(features[tested]))[:, 1]
     assert (found.trained, found.trained_frauds) == (learned.sum(), fraud[learned].sum())
-    assert found.performance.payments == tested.sum() > 500
+    assert found.performance.payments == tested.sum() > 200
     assert found.performance.auc_roc == pytest.approx(roc_auc_score(fraud[tested], scores))
     assert found.performance.average_precision == pytest.approx(
         average_precision_score(fraud[tested], scores)
@@ -84,26 +85,30 @@ def test_what_comes_after_the_test_changes_nothing(frame: pd.DataFrame) -> None:
     )
 
 
-def test_the_model_does_not_see_labels_after_its_training(frame: pd.DataFrame) -> None:
-    """Labels of the delay and of the test judge the scores; they do not make them.
-
-    With the first test days alone, no such label is known in any feature yet.
-    """
-    split = Split(train_start_ms=SPLIT.train_start_ms, delay_days=0, test_days=7)
-    table = table_of(frame)
-    fraud = table.ever("fraud")
-    flipped = frame.copy()
-    inside = (at_ms(frame) >= split.test_start_ms) & (at_ms(frame) < split.test_end_ms)
-    flipped.loc[inside, "TX_FRAUD"] = 1 - flipped.TX_FRAUD[inside]
-    # The same cards are left out of both tests, for they have frauds in the training days only.
-    clean = ~np.isin(frame.CUSTOMER_ID, frame.CUSTOMER_ID[fraud & (at_ms(frame) >= 0)])
-    kept = clean | ~inside
+def test_labels_of_the_test_judge_and_do_not_teach(frame: pd.DataFrame) -> None:
+    """On the first test day: its own labels turned over turn the figure over, and no score."""
+    first_day = Split(train_start_ms=SPLIT.train_start_ms, test_days=1)
+    turned = frame.copy()
+    inside = (at_ms(frame) >= SPLIT.test_start_ms) & (at_ms(frame) < first_day.test_end_ms)
+    turned.loc[inside, "TX_FRAUD"] = 1 - turned.TX_FRAUD[inside]
     one, other = (
-        evaluated(table_of(f[kept].reset_index(drop=True)), split, ACCEPTANCE).performance
-        for f in (frame, flipped)
+        evaluated(table_of(f), first_day, ACCEPTANCE).performance for f in (frame, turned)
     )
-    assert one.payments == other.payments > 0
-    assert (one.frauds, other.frauds) == (0, other.payments)
+    assert one.auc_roc is not None
+    assert other.auc_roc == pytest.approx(1 - one.auc_roc)
+
+
+def test_labels_of_the_delay_are_not_known_yet(frame: pd.DataFrame) -> None:
+    """On the first test day nothing is known of the six days before it."""
+    first_day = Split(train_start_ms=SPLIT.train_start_ms, test_days=1)
+    turned = frame.copy()
+    inside = (at_ms(frame) >= SPLIT.test_start_ms - 6 * DAY_MS) & (
+        at_ms(frame) < SPLIT.test_start_ms
+    )
+    turned.loc[inside, "TX_FRAUD"] = 1 - turned.TX_FRAUD[inside]
+    assert evaluated(table_of(turned), first_day, ACCEPTANCE) == evaluated(
+        table_of(frame), first_day, ACCEPTANCE
+    )
 
 
 def test_a_model_that_is_there_is_evaluated_untrained(frame: pd.DataFrame) -> None:
@@ -117,9 +122,8 @@ def test_a_model_that_is_there_is_evaluated_untrained(frame: pd.DataFrame) -> No
 
 def test_the_settings_are_those_of_the_published_figures() -> None:
     """handbook.md: learning rate 0.05, 100 trees, at least 50 rows a leaf, L2 1."""
-    assert PROTOCOL_MODEL == ModelSettings(
-        num_trees=100, learning_rate=0.05, num_leaves=31, min_child_samples=50, lambda_l2=1.0
-    )
+    published = {"num_trees": 100, "learning_rate": 0.05, "min_child_samples": 50, "lambda_l2": 1.0}
+    assert {name: getattr(PROTOCOL_MODEL, name) for name in published} == published
 
 
 def test_what_cannot_be_evaluated_is_said(frame: pd.DataFrame) -> None:
