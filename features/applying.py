@@ -47,6 +47,8 @@ FULL_ENTITIES: Final = -10
 
 # Entities whose old records are dropped with each event applied, so that idle ones shrink too.
 SWEEP_EVERY: Final = 8
+# And so many where the arena is full.
+SWEEP_WHEN_FULL: Final = 1024
 # Rows of a batch between one step of asking memory and the next: about one trip to it.
 _AHEAD: Final = 4
 # More than there are outcomes, so that one number carries a place and an outcome.
@@ -393,7 +395,12 @@ def _sweep(store: int, n: int) -> None:
         if oldest < line:
             drop_before(store, head, row, line)
             kept = i64(row + t.COUNT)
-            if kept < n_records - (n_records >> 2):
+            if kept == 0:
+                # Without a new segment, so that a full arena can empty itself.
+                a.release(i64(store + t.ARENA), i64(row + t.RECORDS) - a.SEGMENT_HEAD)
+                put_i64(row + t.RECORDS, 0)
+                put_i64(row + t.CAPACITY, 0)
+            elif kept < n_records - (n_records >> 2):
                 _resize(store, head, row, entity << 32 | number, _capacity(kept))
 
 
@@ -402,19 +409,24 @@ def apply_event(store: int, row: int, numbers: int) -> int:
     """Apply the event in `row`; ACCEPTED, REPEATED, CONFLICT, BEYOND_REACH or what is full.
 
     numbers: scratch of 4 bytes for each entity, rounded up to whole words.
+    Where something is full no state changes, but time moves on: else what is full would be so for
+    ever, since only time makes room.
     """
     time = i64(row + r.TIME)
     if time < t.forget_line(store):
         return BEYOND_REACH
+    if time > i64(store + t.NEWEST):
+        put_i64(store + t.NEWEST, time)
     entry = t.find_payment(store, u64(row))
     known = i64(entry + t.PAYMENT_TIME) != 0
     if not known and i64(store + t.PAYMENT_COUNT) >= i64(store + t.PAYMENT_LIMIT):
         return FULL_PAYMENTS
     outcome = _numbers(store, row, numbers)
+    if outcome == FULL_ARENA:
+        _sweep(store, SWEEP_WHEN_FULL)
+        outcome = _numbers(store, row, numbers)
     if outcome != 0:
         return outcome
-    if time > i64(store + t.NEWEST):
-        put_i64(store + t.NEWEST, time)
     if known:
         return _apply_again(store, row, numbers, entry)
     flags = 0

@@ -34,7 +34,7 @@ from freshscore.features.history_groups import (
     put_in_order,
 )
 from freshscore.features.history_plan import EntityPlan, history_plan
-from freshscore.features.history_rounds import do_entity, do_rest
+from freshscore.features.history_rounds import do_others, do_plain, do_rest
 from freshscore.features.history_turns import copies_of, ordered, turns_of
 from freshscore.features.memory import address_of
 from freshscore.features.packing import Codes as CategoryCodes
@@ -213,7 +213,9 @@ class _History:
         words |= {k.SEEN_AT + 8 * m: address_of(one) for m, one in seen.items()}
         for at, word in words.items():
             job[at // 8] = word
-        do_entity(address_of(job))
+        do_plain(address_of(job))
+        if len(steps) or groups.starts[-1] > groups.starts[-2]:
+            do_others(address_of(job))
 
     def _columns(self, flags: NDArray[np.uint8], members: list[Codes]) -> NDArray[np.int64]:
         columns = np.zeros(grouping.N_COLUMNS, np.int64)
@@ -225,7 +227,7 @@ class _History:
             (grouping.COLUMN_MARKED, self._marked),
             *((grouping.COLUMN_MEMBERS + 8 * m, one.row) for m, one in enumerate(members)),
         ):
-            if column is not None:
+            if isinstance(column, np.ndarray):
                 columns[at // 8] = address_of(column)
         return columns
 

@@ -99,8 +99,17 @@ def write_entry(entry: int, columns: int, row: int, n_members: int) -> None:
 
 @kernel(nogil=True)
 def scatter(
-    codes: int, n: int, n_codes: int, starts: int, ends: int, columns: int, entries: int,
-    width: int, n_members: int, irregular: int, positions: int,
+    codes: int,
+    n: int,
+    n_codes: int,
+    starts: int,
+    ends: int,
+    columns: int,
+    entries: int,
+    width: int,
+    n_members: int,
+    irregular: int,
+    positions: int,
 ) -> None:
     """Write the entries of all rows, grouped by code.
 

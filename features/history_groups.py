@@ -102,9 +102,7 @@ def grouped(
     return Groups(entries, starts, irregular[:-1], positions)
 
 
-def put_in_order(
-    groups: Groups, order: Order, columns: NDArray[np.int64], n_members: int
-) -> None:
+def put_in_order(groups: Groups, order: Order, columns: NDArray[np.int64], n_members: int) -> None:
     """Write the entries of irregular entities anew, in their order."""
     entries = groups.entries
     grouping.rewrite(

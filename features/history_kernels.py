@@ -15,7 +15,9 @@ and go, and the edges move both ways.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from freshscore.features import history_layout as h
 from freshscore.features import history_plan as hp
@@ -40,6 +42,10 @@ _LARGEST_TIMES: Final = 8 * (p.OWN_MEMBER_SEEN + 1)
 _HEAD: Final = 8 * (p.OWN_MEMBER_SEEN + 2)
 _TAIL: Final = 8 * (p.OWN_MEMBER_SEEN + 3)
 _LOOKED_UP: Final = p.WANT_EXTREMES | p.WANT_LAST
+# Signs of counting, typed: for a plain 1 as an argument numba would compile a kernel once more.
+_IN: Final[Any] = np.int64(1)
+_OUT: Final[Any] = np.int64(-1)
+ONE: Final[Any] = np.int64(1)
 
 # What the kernels are given: words at these bytes.
 PLAN: Final = 0
@@ -204,7 +210,7 @@ def _look_up(slot: int, wants: int, mask: int, head: int, tail: int, width: int)
         put_i64(slot + 8 * p.LARGEST, NO_LARGEST)
         for entry in range(head, tail, width):
             if i64(entry + h.STATE) & mask == mask:
-                _count_extremes(slot, i64(entry + h.AMOUNT), 1)
+                _count_extremes(slot, i64(entry + h.AMOUNT), _IN)
     if wants & p.WANT_LAST and i64(slot + _LAST_IS_GONE):
         entry = tail - width
         while i64(entry + h.STATE) & mask != mask:
@@ -230,7 +236,7 @@ def end_pass(slot: int, pass_: int, tables: int, mask: int, width: int) -> None:
         for entry in range(i64(slot + _HEAD), i64(slot + _TAIL), width):
             if i64(entry + h.STATE) & mask == mask:
                 members = i64(pass_ + 8 * hp.PASS_MEMBERS)
-                _count_members(slot, entry, -1, members, tables)
+                _count_members(slot, entry, _OUT, members, tables)
 
 
 @kernel
@@ -257,16 +263,22 @@ def _turn_fact(
     counts = after & mask == mask
     if counted and counts:
         if bit & i64(pass_ + 8 * hp.PASS_FACTS) << h.FACT_BIT:
-            _count_facts(slot, (bit >> h.FACT_BIT) & 0xFF, 1 if after & bit else -1)
+            _count_facts(slot, (bit >> h.FACT_BIT) & 0xFF, _IN if after & bit else _OUT)
     elif counted:
-        _count(slot, entry, before, -1, pass_, tables)
+        _count(slot, entry, before, _OUT, pass_, tables)
     elif counts:
-        _count(slot, entry, after, 1, pass_, tables)
+        _count(slot, entry, after, _IN, pass_, tables)
 
 
 @kernel
 def plain_pass(
-    job: int, pass_: int, slot: int, tables: int, first: int, end: int, changes: int,
+    job: int,
+    pass_: int,
+    slot: int,
+    tables: int,
+    first: int,
+    end: int,
+    changes: int,
     changes_end: int,
 ) -> None:
     """Go on with a pass over the entries `first` to `end`, at most PIECE, of a plain entity.
@@ -313,7 +325,7 @@ def plain_pass(
                     count += 1
                     total += i64(tail + h.AMOUNT)
                     if more or i64(tail + h.STATE) & facts:
-                        _count_more(slot, tail, i64(tail + h.STATE), 1, pass_, tables)
+                        _count_more(slot, tail, i64(tail + h.STATE), _IN, pass_, tables)
                 tail += width
         start = window_start(time, delay, step, length)
         while head < tail and i64(head) <= start:
@@ -321,7 +333,7 @@ def plain_pass(
                 count -= 1
                 total -= i64(head + h.AMOUNT)
                 if more or i64(head + h.STATE) & facts:
-                    _count_more(slot, head, i64(head + h.STATE), -1, pass_, tables)
+                    _count_more(slot, head, i64(head + h.STATE), _OUT, pass_, tables)
             head += width
         if wants & _LOOKED_UP:
             put_i64(slot, count)
@@ -341,7 +353,7 @@ def plain_pass(
             count += 1
             total += i64(own + h.AMOUNT)
             if more:
-                _count_more(slot, own, bare, 1, pass_, tables)
+                _count_more(slot, own, bare, _IN, pass_, tables)
         put_i64(own_slot, count)
         put_i64(own_slot + 8 * p.SUM, total)
         if wants:
@@ -352,9 +364,9 @@ def plain_pass(
             put_i64(slot, count)
             put_i64(slot + 8 * p.SUM, total)
             if joins:
-                _count(slot, own, bare, -1, pass_, tables)
+                _count(slot, own, bare, _OUT, pass_, tables)
             if state & mask == mask:
-                _count(slot, own, state, 1, pass_, tables)
+                _count(slot, own, state, _IN, pass_, tables)
             count = i64(slot)
             total = i64(slot + 8 * p.SUM)
     put_i64(slot, count)
@@ -369,19 +381,26 @@ def plain_pass(
 
 
 @kernel
-def _show(entry: int, shown: bool, mask: int, slot: int, pass_: int, tables: int) -> None:
-    """Let an event be seen or not from here on; the slot says where the edges are."""
+def _show(entry: int, sign: int, mask: int, slot: int, pass_: int, tables: int) -> None:
+    """Let an event be seen, or no longer be seen, from here on."""
     state = i64(entry + h.STATE)
     put_i64(entry + h.STATE, state ^ h.SEEN)
     state |= h.SEEN
     inside = entry >= i64(slot + _HEAD) and entry < i64(slot + _TAIL)
     if inside and state & mask == mask:
-        _count(slot, entry, state, 1 if shown else -1, pass_, tables)
+        _count(slot, entry, state, sign, pass_, tables)
 
 
 @kernel
 def _move_edges(
-    slot: int, first: int, end: int, start: int, last_time: int, width: int, mask: int, pass_: int,
+    slot: int,
+    first: int,
+    end: int,
+    start: int,
+    last_time: int,
+    width: int,
+    mask: int,
+    pass_: int,
     tables: int,
 ) -> None:
     """Move the edges, in either direction, to what lies after `start` and up to `last_time`."""
@@ -391,15 +410,15 @@ def _move_edges(
         # One event at a time, so that one place counts: in at either edge, then out.
         if head > first and i64(head - width) > start:
             head -= width
-            entry, sign = head, 1
+            entry, sign = head, _IN
         elif tail < end and i64(tail) <= last_time:
-            entry, sign = tail, 1
+            entry, sign = tail, _IN
             tail += width
         elif tail > first and i64(tail - width) > last_time:
             tail -= width
-            entry, sign = tail, -1
+            entry, sign = tail, _OUT
         elif head < tail and i64(head) <= start:
-            entry, sign = head, -1
+            entry, sign = head, _OUT
             head += width
         else:
             break
@@ -410,9 +429,24 @@ def _move_edges(
 
 
 @kernel
+def see_first(first: int, end: int, width: int) -> None:
+    """Let those events be seen that are there from the beginning."""
+    for entry in range(first, end, width):
+        state = i64(entry + h.STATE)
+        put_i64(entry + h.STATE, state | h.SEEN if state & h.SEEN_FIRST else state & ~h.SEEN)
+
+
+@kernel
 def stepped_pass(
-    job: int, pass_: int, slot: int, tables: int, first: int, end: int, changes: int,
-    changes_end: int, steps: int,
+    job: int,
+    pass_: int,
+    slot: int,
+    tables: int,
+    first: int,
+    end: int,
+    changes: int,
+    changes_end: int,
+    steps: int,
 ) -> None:
     """One pass over the entries `first` to `end` of an entity that is not plain, by its steps."""
     width = i64(job + WIDTH)
@@ -422,16 +456,14 @@ def stepped_pass(
     length = i64(pass_ + 8 * hp.PASS_LENGTH)
     step = i64(pass_ + 8 * hp.PASS_STEP)
     mask = i64(pass_ + 8 * hp.PASS_MASK) | h.SEEN
-    for entry in range(first, end, width):
-        state = i64(entry + h.STATE)
-        put_i64(entry + h.STATE, state | h.SEEN if state & h.SEEN_FIRST else state & ~h.SEEN)
+    see_first(first, end, width)
     change = changes
     for at in range(steps, steps + h.STEP_BYTES * ((end - first) // width), h.STEP_BYTES):
         own = first + width * i32(at)
         aside = i32(at + 4)
         time = i64(own)
         if aside >= 0:
-            _show(first + width * aside, False, mask, slot, pass_, tables)
+            _show(first + width * aside, _OUT, mask, slot, pass_, tables)
         while change < changes_end and i64(change + 8) <= time:
             _turn_fact(change, entries, width, mask, slot, pass_, tables)
             change += h.CHANGE_BYTES
@@ -446,20 +478,20 @@ def stepped_pass(
         state = i64(own + h.STATE)
         target = i64(job + OUT) + i64(job + OUT_BYTES) * (state & h.ROW_BITS)
         put_i64(i64(job + TARGETS), target)
-        put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slot, scale, i64(job + TARGETS), 1)
+        put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slot, scale, i64(job + TARGETS), ONE)
         bare = (state & ~h.ALL_FACTS) | h.SEEN
         inside = delay == 0 and bare & mask == mask
         if inside:
-            _count(slot, own, bare, 1, pass_, tables)
+            _count(slot, own, bare, _IN, pass_, tables)
         with_own = pass_ + i64(pass_ + 8 * hp.PASS_WITH_OWN)
-        put_aggregates(with_own, slot, scale, i64(job + TARGETS), 1)
+        put_aggregates(with_own, slot, scale, i64(job + TARGETS), ONE)
         if inside:
-            _count(slot, own, bare, -1, pass_, tables)
+            _count(slot, own, bare, _OUT, pass_, tables)
         if aside >= 0:
-            _show(first + width * aside, True, mask, slot, pass_, tables)
+            _show(first + width * aside, _IN, mask, slot, pass_, tables)
         if i32(at + 12) >= 0:
-            _show(first + width * i32(at + 12), False, mask, slot, pass_, tables)
+            _show(first + width * i32(at + 12), _OUT, mask, slot, pass_, tables)
         if i32(at + 8) >= 0:
-            _show(first + width * i32(at + 8), True, mask, slot, pass_, tables)
+            _show(first + width * i32(at + 8), _IN, mask, slot, pass_, tables)
     end_pass(slot, pass_, tables, mask, width)
     turn_facts(entries, width, changes, change)

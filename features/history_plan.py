@@ -166,15 +166,13 @@ def _round_of(
     """The entity in whose round a column is written; None if row by row at the end."""
     column = columns[number]
     if column.operation >= p.OP_SINCE_LAST:
-        return lasts[column.first][0]
+        return int(lasts[column.first][0])
     if column.operation in _CROSS:
         if column.first >= 0:
             return None
         described = code[int(code[p.SLOTS_AT]) :]
         read = [at for at in (column.second, column.third) if at >= 0]
-        entities = [
-            int(described[p.SLOT_FIXED * columns[at].first + p.SLOT_ENTITY]) for at in read
-        ]
+        entities = [int(described[p.SLOT_FIXED * columns[at].first + p.SLOT_ENTITY]) for at in read]
         return max(entities, key=order.index)
     if column.operation in (p.OP_NUMBER, p.OP_CATEGORY) or not order:
         return None

@@ -125,9 +125,11 @@ def _find_last(job: int, last: int, own: int, first: int, oldest: int) -> None:
 
 
 @kernel
-def _see(entry: int, seen: bool) -> None:
-    state = i64(entry + h.STATE)
-    put_i64(entry + h.STATE, state | h.SEEN if seen else state & ~h.SEEN)
+def _turn_seen(first: int, number: int, width: int) -> None:
+    """Let an event that was not seen be seen, or the other way round; -1 is none."""
+    if number >= 0:
+        entry = first + width * number
+        put_i64(entry + h.STATE, i64(entry + h.STATE) ^ h.SEEN)
 
 
 @kernel
@@ -137,23 +139,18 @@ def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
     columns = plan + i64(plan + 8 * hp.ROUND_AT)
     at = i64(plan + 8 * hp.LAST)
     last = i64(job + k.SLOTS) + at
-    for entry in range(first, end, width):
-        _see(entry, i64(entry + h.STATE) & h.SEEN_FIRST != 0)
+    k.see_first(first, end, width)
     for step in range(steps, steps + h.STEP_BYTES * ((end - first) // width), h.STEP_BYTES):
         own = first + width * i32(step)
         aside = i32(step + 4)
-        if aside >= 0:
-            _see(first + width * aside, False)
+        _turn_seen(first, aside, width)
         out = _put_row(job, own)
         if at >= 0:
             _find_last(job, last, own, first, i64(own) - i64(plan + 8 * hp.REACH_MS))
         k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
-        if aside >= 0:
-            _see(first + width * aside, True)
-        if i32(step + 12) >= 0:
-            _see(first + width * i32(step + 12), False)
-        if i32(step + 8) >= 0:
-            _see(first + width * i32(step + 8), True)
+        _turn_seen(first, aside, width)
+        _turn_seen(first, i32(step + 12), width)
+        _turn_seen(first, i32(step + 8), width)
 
 
 @kernel
@@ -172,9 +169,9 @@ def _absent(job: int, first: int, end: int) -> None:
             scale = f64(job + k.SCALE_BITS)
             targets = i64(job + k.TARGETS)
             put_i64(targets, out)
-            k.put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slots, scale, targets, 1)
+            k.put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slots, scale, targets, k.ONE)
             with_own = pass_ + i64(pass_ + 8 * hp.PASS_WITH_OWN)
-            k.put_aggregates(with_own, slots, scale, targets, 1)
+            k.put_aggregates(with_own, slots, scale, targets, k.ONE)
             pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
         columns = plan + i64(plan + 8 * hp.ROUND_AT)
         k.put_columns(i64(job + k.CODE), columns, slots, i64(job + k.ROW), out)
@@ -194,91 +191,114 @@ def _ask_for_output(job: int, first: int, end: int) -> None:
 
 
 @kernel
-def _do_plain(job: int, first: int, end: int, changes: int, changes_end: int) -> None:
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
-    slots = i64(job + k.SLOTS)
-    n_passes = i64(plan + 8 * hp.N_PASSES)
-    for i in range(n_passes):
-        k.start_pass(slots + 8 * p.SLOT * i, first)
-    _ask_for_output(job, first, min(end, first + k.PIECE * width))
-    for piece in range(first, end, k.PIECE * width):
-        piece_end = min(end, piece + k.PIECE * width)
-        _ask_for_output(job, piece_end, min(end, piece_end + k.PIECE * width))
-        target = i64(job + k.TARGETS)
-        for own in range(piece, piece_end, width):
-            row = i64(own + h.STATE) & h.ROW_BITS
-            put_i64(target, i64(job + k.OUT) + i64(job + k.OUT_BYTES) * row)
-            target += 8
-        pass_ = plan + 8 * hp.PLAN_HEAD
-        for i in range(n_passes):
-            upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
-            tables = i64(job + k.TABLES) + 32 * i
-            slot = slots + 8 * p.SLOT * i
-            k.plain_pass(job, pass_, slot, tables, piece, piece_end, changes, upto)
-            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
-        _plain_round(job, first, piece, piece_end)
-        upto = changes
-        while upto < changes_end and i64(upto + 8) <= i64(piece_end - width):
-            upto += h.CHANGE_BYTES
-        k.turn_facts(i64(job + k.ENTRIES), width, changes, upto)
-        changes = upto
-    pass_ = plan + 8 * hp.PLAN_HEAD
-    for i in range(n_passes):
-        tables = i64(job + k.TABLES) + 32 * i
-        mask = i64(pass_ + 8 * hp.PASS_MASK)
-        k.end_pass(slots + 8 * p.SLOT * i, pass_, tables, mask, width)
-        pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
-
-
-@kernel
-def _do_stepped(
-    job: int, first: int, end: int, changes: int, changes_end: int, steps: int
-) -> None:
-    plan = i64(job + k.PLAN)
-    slot = i64(job + k.SLOTS)
-    pass_ = plan + 8 * hp.PLAN_HEAD
-    for i in range(i64(plan + 8 * hp.N_PASSES)):
-        upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
-        tables = i64(job + k.TABLES) + 32 * i
-        k.start_pass(slot, first)
-        k.stepped_pass(job, pass_, slot, tables, first, end, changes, upto, steps)
-        pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
-    _stepped_round(job, first, end, steps)
+def _put_targets(job: int, first: int, end: int) -> None:
+    """Note where in the output the rows of the entries `first` to `end` are."""
+    target = i64(job + k.TARGETS)
+    for entry in range(first, end, i64(job + k.WIDTH)):
+        row = i64(entry + h.STATE) & h.ROW_BITS
+        put_i64(target, i64(job + k.OUT) + i64(job + k.OUT_BYTES) * row)
+        target += 8
 
 
 @kernel(nogil=True)
-def do_entity(job: int) -> None:
-    """Write all columns of one entity's plan, for all rows."""
+def do_plain(job: int) -> None:
+    """Write all columns of one entity's plan, for the rows of those that are plain."""
+    plan = i64(job + k.PLAN)
     width = i64(job + k.WIDTH)
     entries = i64(job + k.ENTRIES)
     starts = i64(job + k.STARTS)
+    slots = i64(job + k.SLOTS)
+    n_passes = i64(plan + 8 * hp.N_PASSES)
+    changes_end = i64(job + k.CHANGES)
+    last_change = changes_end + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
+    for code in range(i64(job + k.N_CODES)):
+        first = entries + width * i32(starts + 4 * code)
+        end = entries + width * i32(starts + 4 * code + 4)
+        changes = changes_end
+        changes_end = changes_of(changes, last_change, entries, width, end)
+        if first == end or u8(i64(job + k.IRREGULAR) + code) != 0:
+            continue
+        for i in range(n_passes):
+            k.start_pass(slots + 8 * p.SLOT * i, first)
+        _ask_for_output(job, first, min(end, first + k.PIECE * width))
+        for piece in range(first, end, k.PIECE * width):
+            piece_end = min(end, piece + k.PIECE * width)
+            _ask_for_output(job, piece_end, min(end, piece_end + k.PIECE * width))
+            _put_targets(job, piece, piece_end)
+            pass_ = plan + 8 * hp.PLAN_HEAD
+            for i in range(n_passes):
+                upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
+                tables = i64(job + k.TABLES) + 32 * i
+                slot = slots + 8 * p.SLOT * i
+                k.plain_pass(job, pass_, slot, tables, piece, piece_end, changes, upto)
+                pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+            _plain_round(job, first, piece, piece_end)
+            upto = changes
+            while upto < changes_end and i64(upto + 8) <= i64(piece_end - width):
+                upto += h.CHANGE_BYTES
+            k.turn_facts(entries, width, changes, upto)
+            changes = upto
+        pass_ = plan + 8 * hp.PLAN_HEAD
+        for i in range(n_passes):
+            tables = i64(job + k.TABLES) + 32 * i
+            mask = i64(pass_ + 8 * hp.PASS_MASK)
+            k.end_pass(slots + 8 * p.SLOT * i, pass_, tables, mask, width)
+            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+
+
+@kernel
+def changes_of(changes: int, last_change: int, entries: int, width: int, end: int) -> int:
+    """Where the changes of the entity end whose entries end at `end`."""
+    while changes < last_change and entries + width * i64(changes) < end:
+        changes += h.CHANGE_BYTES
+    return changes
+
+
+@kernel(nogil=True)
+def do_others(job: int) -> None:
+    """Write all columns of one entity's plan, for the rows of all others, absent ones included."""
+    plan = i64(job + k.PLAN)
+    width = i64(job + k.WIDTH)
+    entries = i64(job + k.ENTRIES)
+    starts = i64(job + k.STARTS)
+    slot = i64(job + k.SLOTS)
     steps = i64(job + k.STEPS)
-    changes = i64(job + k.CHANGES)
-    all_changes_end = changes + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
     n_codes = i64(job + k.N_CODES)
+    changes_end = i64(job + k.CHANGES)
+    last_change = changes_end + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
     for code in range(n_codes):
         first = entries + width * i32(starts + 4 * code)
         end = entries + width * i32(starts + 4 * code + 4)
-        if first == end:
-            continue
-        changes_end = changes
-        while changes_end < all_changes_end and entries + width * i64(changes_end) < end:
-            changes_end += h.CHANGE_BYTES
-        if u8(i64(job + k.IRREGULAR) + code) != 0:
-            _do_stepped(job, first, end, changes, changes_end, steps)
-            steps += h.STEP_BYTES * ((end - first) // width)
-        else:
-            _do_plain(job, first, end, changes, changes_end)
         changes = changes_end
+        changes_end = changes_of(changes, last_change, entries, width, end)
+        if u8(i64(job + k.IRREGULAR) + code) == 0:
+            continue
+        pass_ = plan + 8 * hp.PLAN_HEAD
+        for i in range(i64(plan + 8 * hp.N_PASSES)):
+            upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
+            tables = i64(job + k.TABLES) + 32 * i
+            k.start_pass(slot, first)
+            k.stepped_pass(job, pass_, slot, tables, first, end, changes, upto, steps)
+            pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
+        _stepped_round(job, first, end, steps)
+        steps += h.STEP_BYTES * ((end - first) // width)
     first = entries + width * i32(starts + 4 * n_codes)
     _absent(job, first, entries + width * i32(starts + 4 * n_codes + 4))
 
 
 @kernel(nogil=True)
 def do_rest(
-    code: int, columns: int, n: int, times: int, amounts: int, values: int, n_values: int,
-    slots: int, packed: int, out: int, out_bytes: int,
+    code: int,
+    columns: int,
+    n: int,
+    times: int,
+    amounts: int,
+    values: int,
+    n_values: int,
+    slots: int,
+    packed: int,
+    out: int,
+    out_bytes: int,
 ) -> None:
     """Write the columns that read plain fields or nothing of any entity, row by row.
 

@@ -7,7 +7,7 @@ each content, and of several contents under one identity, within one entity, the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _take_turns(turns: Turns, family: list[int], accepted: Bools, rank: Int64s) 
             holder = copy
 
 
-def _changes(*columns: NDArray[np.int64] | Int32s) -> Int64s:
+def _changes(*columns: NDArray[np.integer[Any]]) -> Int64s:
     """Where rows of sorted columns differ from the row before; the first does."""
     n = len(columns[0])
     differs = np.zeros(n, np.bool_)

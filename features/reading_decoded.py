@@ -81,7 +81,6 @@ class DecodedReader:
         change = _read(code, table, id(row) + BYTES_AT, as_of_ms, scratch, id(out) + BYTES_AT)
         return np.frombuffer(out, np.float64), change
 
-
     def _make_room(self, n_records: int) -> None:
         """Scratch for states of up to so many records."""
         self._room = n_records

@@ -103,7 +103,7 @@ class MemoryStore:
     def observe(self, row: bytes) -> str:
         """Apply the event in `row`: "accepted", "repeated", "conflict" or "beyond reach".
 
-        Raises StoreFull at a limit, with nothing changed.
+        Raises StoreFull at a limit, with no state changed.
         """
         at = id(row) + BYTES_AT
         answer = self._apply_events(self.address, at, 0, 0, 1, self._counts_at, self._numbers_at)
@@ -122,7 +122,7 @@ class MemoryStore:
         """Apply a fact of the payment in `row`: "accepted", "repeated", "unknown", "beyond reach".
 
         looked_up: time and entities are those of the observed payment, `row` has the identity only.
-        Raises StoreFull at a limit, with nothing changed.
+        Raises StoreFull at a limit, with no state changed.
         """
         words = np.array([fact, int(value), known_at_ms, sender_ms, int(looked_up)], np.int64)
         at = id(row) + BYTES_AT

@@ -7,6 +7,7 @@ Rule: nothing is dropped silently: what is refused raises, and everything is cou
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,6 +49,8 @@ class Feed:
         self._packer = packer
         self._acceptance = acceptance
         self.counts: dict[str, int] = {}
+        # Adding to a count is a reading and a writing, between which another thread may come.
+        self._counting = threading.Lock()
 
     def observe(self, row: bytes, event_ms: int, arrival_ms: int | None) -> str:
         """Apply the event in `row`; "accepted", "repeated", "conflict" or "beyond reach".
@@ -57,7 +60,8 @@ class Feed:
         if arrival_ms is not None:
             self._check_arrival(event_ms, arrival_ms)
         outcome = self._store.observe(row)
-        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        with self._counting:
+            self.counts[outcome] = self.counts.get(outcome, 0) + 1
         return outcome
 
     def _check_arrival(self, event_ms: int, arrival_ms: int) -> None:
@@ -177,4 +181,5 @@ class Feed:
 
     def _count(self, outcome: str, count: int = 1) -> None:
         if count:
-            self.counts[outcome] = self.counts.get(outcome, 0) + count
+            with self._counting:
+                self.counts[outcome] = self.counts.get(outcome, 0) + count

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from freshscore.features.compiled import kernel
-from freshscore.features.memory import i32, i64, put_i32, put_i64, put_u64, signed, u64
+from freshscore.features.memory import i32, i64, prefetch, put_i32, put_i64, put_u64, signed, u64
 from freshscore.scoring import cache_layout as c
 
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -29,6 +29,12 @@ def _tag(high: np.uint64) -> int:
     # As i32 reads it, signed; never 0, which marks a way without an entry.
     tag = signed(high & np.uint64(0xFFFFFFFF)) | 1
     return tag - (1 << 32) if tag >= (1 << 31) else tag
+
+
+@kernel
+def ask_for_entry(tier: int, low: np.uint64) -> None:
+    """Ask memory for the marks of the bucket of a payment's identity."""
+    prefetch(i64(tier + c.MARKS) + c.MARKS_BYTES * _bucket(tier, low))
 
 
 @kernel

@@ -19,7 +19,12 @@ import numpy as np
 from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features import tables as t
-from freshscore.features.applying import make_event, record_digest
+from freshscore.features.applying import (
+    ask_for_rows,
+    ask_for_tables,
+    make_event,
+    record_digest,
+)
 from freshscore.features.compiled import kernel
 from freshscore.features.evaluation import NEVER
 from freshscore.features.finishing import finished
@@ -50,6 +55,7 @@ from freshscore.features.siphash import sip_absorbed, sip_finished, sip_started
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.cache_kernels import (
     NONE,
+    ask_for_entry,
     find,
     find_cell,
     hint_cell,
@@ -389,6 +395,10 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         refusal = _refusal(store, code, time, as_of)
         if refusal != c.SERVED:
             return refusal
+    # Waiting for memory is most of what a memo costs: ask for all of it at once.
+    ask_for_entry(tier, u64(row))
+    ask_for_tables(store, row)
+    ask_for_rows(store, row)
     entry = find(tier, u64(row), u64(row + r.IDENTITY_HIGH))
     find_states(store, row, scratch)
     low, high = versions_without_own(store, row, scratch)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from freshscore.config.clock import SystemClock
 from freshscore.config.errors import (
@@ -180,6 +180,19 @@ class Scorer:
         if self._serving is None:
             raise self._refusal
         self._feed.label(transaction_id, flags, known_at, entities, time)
+
+    @overload
+    def score_many(
+        self,
+        rows: Sequence[Transaction | Mapping[str, Any]],
+        *,
+        as_of: datetime | int | None = None,
+    ) -> list[Result]: ...
+
+    @overload
+    def score_many(
+        self, rows: pd.DataFrame, *, as_of: datetime | int | None = None
+    ) -> pd.DataFrame: ...
 
     def score_many(
         self, rows: Any, *, as_of: datetime | int | None = None

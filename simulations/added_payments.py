@@ -30,7 +30,9 @@ def added_table(table: PaymentTable, added: NewPayments) -> PaymentTable:
     Raises BadFile if the table has transaction ids of the form that simulated payments get.
     """
     if pc.any(pc.starts_with(table.transaction_id, _PREFIX)).as_py():
-        raise BadFile(f"the file has transaction ids that begin with {_PREFIX!r}, as simulated ones do")
+        raise BadFile(
+            f"the file has transaction ids that begin with {_PREFIX!r}, as simulated ones do"
+        )
     source: Int64s = added.source_row
     numbers = np.arange(len(added))
     ids = identifiers(_PREFIX, numbers)
@@ -51,9 +53,7 @@ def added_table(table: PaymentTable, added: NewPayments) -> PaymentTable:
         located=None if table.located is None else table.located[source],
         conditions=table.conditions[source],
         flags=np.zeros(len(added), np.uint8),
-        facts=FactTable(
-            nothing, np.zeros(0, np.uint8), np.zeros(0, np.bool_), nothing, nothing
-        ),
+        facts=FactTable(nothing, np.zeros(0, np.uint8), np.zeros(0, np.bool_), nothing, nothing),
         rejected=Rejected(nothing, np.zeros(0, np.int32), ()),
         kept={},
     )
@@ -96,4 +96,6 @@ def _with_new(column: Coded, where: np.ndarray, whose: np.ndarray, name: str) ->
     codes = column.codes.copy()
     codes[where] = len(column.values) + code
     fresh = identifiers(f"{_PREFIX}{name}-", distinct)
-    return Coded(codes, pa.concat_arrays([column.values.cast(pa.string()), fresh.cast(pa.string())]))
+    return Coded(
+        codes, pa.concat_arrays([column.values.cast(pa.string()), fresh.cast(pa.string())])
+    )

@@ -55,7 +55,8 @@ def cell_keys(model: ServableModel, matrix: Floats) -> Words:
 def same_bits(left: Floats, right: Floats) -> NDArray[np.bool_]:
     """Where two arrays of one shape have the same bits, all missing values being one."""
     missing = np.isnan(left) & np.isnan(right)
-    return missing | (np.asarray(left).view(np.uint64) == np.asarray(right).view(np.uint64))
+    same: NDArray[np.bool_] = missing | (left.view(np.uint64) == right.view(np.uint64))
+    return same
 
 
 def _mixed(words: Words) -> Words:

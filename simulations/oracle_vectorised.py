@@ -24,6 +24,7 @@ from freshscore.simulations.oracle_columns import (
     OracleRows,
 )
 from freshscore.simulations.oracle_entries import (
+    Entries,
     FactTable,
     Timeline,
     entries_of,
@@ -60,6 +61,15 @@ class VectorisedOracle:
         names = {group.entity for group in specification.windows}
         names |= {f.entity for f in specification.features if f.entity is not None}
         self._entries = {name: entries_of(specification, timeline, name) for name in names}
+        self._windows = [
+            Windows(self._stream, self._entries[group.entity], group)
+            for group in specification.windows
+        ]
+        self._pairs = {
+            (f.entity, f.of): self._pairs_of(f.entity or "", f.of or "")
+            for f in specification.features
+            if f.function == "first_pair"
+        }
 
     def features(self, requests: OracleRequests) -> Floats:
         """float64[m, columns]: the feature vector of each request; NaN is missing.
@@ -77,9 +87,8 @@ class VectorisedOracle:
     def _aggregates(self, requests: OracleRequests) -> dict[str, Floats]:
         found = {}
         for number, group in enumerate(self._spec.windows):
-            windows = Windows(self._stream, self._entries[group.entity], group)
             for length, length_ms in zip(group.lengths, group.lengths_ms, strict=True):
-                columns = windows.values(length_ms, requests)
+                columns = self._windows[number].values(length_ms, requests)
                 for aggregate, column in zip(group.aggregates, columns, strict=True):
                     found[number, aggregate, length] = column
         return {
@@ -114,8 +123,8 @@ class VectorisedOracle:
         entries, code = self._entries[entity], self._rows.entities[entity]
         reach_ms = self._spec.reach_ms
         if feature.function == "first_pair":
-            pair = self._pair(code, self._rows.entities[feature.of or ""])
-            place = entries.regrouped(pair).last_before(pair, requests, reach_ms)
+            pair, of_pairs = self._pairs[entity, feature.of]
+            place = of_pairs.last_before(pair, requests, reach_ms)
             return np.where(pair[requests.row] < 0, np.nan, np.where(place < 0, 1.0, 0.0))
         place = entries.last_before(code, requests, reach_ms)
         found = np.full(len(requests), np.nan)
@@ -124,12 +133,13 @@ class VectorisedOracle:
         found[some] = self._beside_last(feature.function, last, own)
         return found
 
-    def _pair(self, code: Ints, member: Ints) -> Ints:
-        """int64[n]: one code for each pair of codes, -1 where one of them is absent."""
+    def _pairs_of(self, entity: str, of: str) -> tuple[Ints, Entries]:
+        """int64[n], one code for each pair of keys, -1 where one is absent; entries by it."""
+        code, member = self._rows.entities[entity], self._rows.entities[of]
         pair = np.full(len(code), -1)
         both = (code >= 0) & (member >= 0)
         pair[both] = np.unique(code[both] * len(code) + member[both], return_inverse=True)[1]
-        return pair
+        return pair, self._entries[entity].regrouped(pair)
 
     def _beside_last(self, function: str, last: Ints, own: Ints) -> Floats:
         elapsed_ms = (self._rows.time_ms[own] - self._rows.time_ms[last]).astype(np.float64)

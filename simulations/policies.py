@@ -44,8 +44,8 @@ class PolicyStats:
     """What a policy served; counts of touches.
 
     again, hits_again: of payments that had been scored before. stale: served scores that were not
-    the fresh one; flipped: those of them with another decision. in_bound: hits that perfect
-    foresight has too.
+    the fresh one; flipped: those of them with another decision. in_bound, in_bound_again: hits that
+    perfect foresight has too.
     """
 
     name: str
@@ -54,6 +54,7 @@ class PolicyStats:
     hits: int
     hits_again: int
     in_bound: int
+    in_bound_again: int
     stale: int
     flipped: int
 
@@ -187,7 +188,7 @@ class _Counts:
     def __init__(self, name: str) -> None:
         self._name = name
         self._touches = self._again = self._hits = self._hits_again = 0
-        self._in_bound = self._stale = self._flipped = 0
+        self._in_bound = self._in_bound_again = self._stale = self._flipped = 0
 
     def add(self, touch: Touch, served: float | None, in_bound: bool) -> None:
         self._touches += 1
@@ -197,6 +198,7 @@ class _Counts:
         self._hits += 1
         self._hits_again += touch.again
         self._in_bound += in_bound
+        self._in_bound_again += in_bound and touch.again
         if served != touch.score:
             self._stale += 1
             self._flipped += _decision(served, touch) != _decision(touch.score, touch)
@@ -209,6 +211,7 @@ class _Counts:
             hits=self._hits,
             hits_again=self._hits_again,
             in_bound=self._in_bound,
+            in_bound_again=self._in_bound_again,
             stale=self._stale,
             flipped=self._flipped,
         )

@@ -64,7 +64,8 @@ class Records:
     @property
     def age_ms(self) -> Int64s:
         """Time from the computation of a score to its use."""
-        return np.maximum(self.as_of_ms - self.computed_ms, 0)
+        age_ms: Int64s = np.maximum(self.as_of_ms - self.computed_ms, 0)
+        return age_ms
 
 
 class Recorder:
@@ -90,7 +91,7 @@ class Recorder:
         if not touch:
             return
         words = np.frombuffer(b"".join(raws), np.uint8).reshape(len(raws), -1)
-        piece = {
+        piece: dict[str, NDArray[Any]] = {
             name: np.ascontiguousarray(words[:, at : at + 8]).view(kind)[:, 0].astype(kept)
             for name, (at, kind, kept) in _WORDS.items()
         }

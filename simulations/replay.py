@@ -131,9 +131,7 @@ class _Player:
         # Identities order events of one instant: a secret of the seed repeats a run bit for bit.
         self.keys = Keys(program, Secret(rng.bytes(_SECRET_BYTES), "replay"))
         self.store = MemoryStore(program, self.keys, _store_limits(settings))
-        self.acceptance = Acceptance(
-            1000 * settings.store.horizon_s, 1000 * settings.store.skew_s
-        )
+        self.acceptance = Acceptance(1000 * settings.store.horizon_s, 1000 * settings.store.skew_s)
         seed = int(rng.integers(2**62))
         serving = Serving(self.store, model, _tier_limits(settings), seed)
         self.packer = serving.packer
@@ -160,7 +158,9 @@ class _Player:
         """Play touches [first, last), and record the answers."""
         stream, held = self._stream, self._held
         self._hold(first, last)
-        touches, raws, latencies_s = [], [], []
+        touches: list[int] = []
+        raws: list[bytes] = []
+        latencies_s: list[float] = []
         features = np.empty((last - first, self.store.program.n_columns))
         score, row_of, read = self._scorer.score, self.packer.row, self.store.features
         real_s, now_ms = self._real.monotonic_s, self._clock.now_ms
@@ -244,5 +244,3 @@ def _tier_limits(settings: Settings) -> TierLimits:
 def _cohorts(stream: Stream, packer: Packer) -> Int64s:
     bits = [packer.cohorts_of(table) for table in (stream.table, stream.added)]
     return (np.concatenate(bits) >> np.uint64(COHORT_SHIFT)).astype(np.int64)
-
-

@@ -1,6 +1,7 @@
 """A replay as the columns that the vectorised oracle reads, so that it can follow every touch.
 
-Rule: as in `oracle_columns`: columns say what was sent and when, and leave to the oracle what counts.
+Rule: as in `oracle_columns`: columns say what was sent and when, and leave what counts to the
+oracle.
 Memory: some 200 bytes for each payment and 8 for each of its numbers.
 """
 
@@ -50,7 +51,7 @@ def vectorised_features(
     codes: Codes,
     advance: Advance = lambda touches: None,
 ) -> Floats:
-    """Feature vectors at `touches` (scores of the stream) by the vectorised oracle, (n, columns)."""
+    """Feature vectors at `touches` (scores of the stream) by the oracle, (n, columns)."""
     specification = stream.table.specification
     log = applied_log(stream)
     contents = np.unique(np.concatenate([log.events.content, stream.content[touches]]))
@@ -70,15 +71,11 @@ def vectorised_features(
     return found
 
 
-def _applied(
-    stream: Stream, log: AppliedLog, contents: Int64s, acceptance: Acceptance
-) -> Int64s:
+def _applied(stream: Stream, log: AppliedLog, contents: Int64s, acceptance: Acceptance) -> Int64s:
     """The position at which each content was first applied, NEVER for what was not."""
     events = log.events
     time_ms = _column(stream, "time_ms")[payments_of(events.content)]
-    accepted = is_accepted(
-        time_ms, events.arrival_ms, acceptance.horizon_ms, acceptance.skew_ms
-    )
+    accepted = is_accepted(time_ms, events.arrival_ms, acceptance.horizon_ms, acceptance.skew_ms)
     applied = np.full(len(contents), NEVER)
     places = np.searchsorted(contents, events.content[accepted])
     np.minimum.at(applied, places, events.position[accepted])
@@ -209,7 +206,10 @@ def _category(stream: Stream, name: str, codes: Codes) -> Floats:
     code_of = codes.get(name, {})
     values = [float(code_of.get(v, np.nan)) for v in columns[0].values.to_pylist()]
     # An added payment copies its category: the values are the table's. The last is for the absent.
-    return np.array([*values, np.nan])[np.concatenate([column.codes for column in columns])]
+    found: Floats = np.array([*values, np.nan])[
+        np.concatenate([column.codes for column in columns])
+    ]
+    return found
 
 
 def _column(stream: Stream, name: str) -> NDArray[Any]:

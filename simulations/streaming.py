@@ -31,9 +31,7 @@ from freshscore.simulations.streams import (
 _Columns = dict[str, NDArray[Any]]
 
 
-def stream_of(
-    table: PaymentTable, shape: Shape, start_ms: int, rng: np.random.Generator
-) -> Stream:
+def stream_of(table: PaymentTable, shape: Shape, start_ms: int, rng: np.random.Generator) -> Stream:
     """The stream of `table` under `shape`; payments played before `start_ms` are history.
 
     Raises BadFile if nothing is left to replay.
@@ -107,9 +105,7 @@ def _shaped_touches(
     }
 
 
-def _facts_of_file(
-    table: PaymentTable, history: Int64s, start_ms: int, shape: Shape
-) -> _Columns:
+def _facts_of_file(table: PaymentTable, history: Int64s, start_ms: int, shape: Shape) -> _Columns:
     """The file's facts, but those of payments in `history` that were known before the start."""
     facts = table.facts
     is_past = np.zeros(len(table), np.bool_)

@@ -1,7 +1,7 @@
-"""`freshscore demo`: the whole thing once, on generated payments; it needs nothing and ends by itself.
+"""`freshscore demo`: the whole thing once, on generated payments; it needs nothing, and ends.
 
-Everything that it makes lies in one folder: the payments, the model (champion of a store there), and
-the report of a week in which payments are scored again.
+Everything that it makes lies in one folder: the payments, the model (champion of a store there),
+and the report of a week in which payments are scored again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`freshscore replay`: a file through the production scorer, and what re-use of scores gives there."""
+"""`freshscore replay`: a file through the production scorer, and what re-use gives there."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay and print; 1 if a served score was not the fresh one. Raises FreshscoreError, OSError."""
+    """Replay and print; 1 if a served score was not the fresh one.
+
+    Raises FreshscoreError, OSError.
+    """
     import numpy as np
 
     from freshscore import replaying

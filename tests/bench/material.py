@@ -85,7 +85,9 @@ class Material:
 
     def scorer(self, model: Any) -> Scorer:
         """A scorer that has observed the history."""
-        settings = Settings.model_validate({"store": {"specification": self.specification}})
+        # Two days are scored, and scored again at their end.
+        store = {"specification": self.specification, "horizon_s": 3 * 86_400}
+        settings = Settings.model_validate({"store": store})
         scorer = Scorer.open(settings=settings, model=model)
         for payment in self.history:
             scorer.observe(payment)

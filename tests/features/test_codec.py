@@ -263,15 +263,33 @@ def test_folding_at_any_time_changes_no_value(
             fact = data.draw(st.integers(0, 1))
             log.append(Fact(event, fact, data.draw(st.booleans()), known_ms))
         else:
-            log.compact(now_ms - data.draw(st.integers(0, 20)) * 1_000, interrupted=kind == "i")
+            behind_ms = data.draw(st.sampled_from((0, 0, 1, 700, 2_000, 9_000, 20_000)))
+            log.compact(now_ms - behind_ms, interrupted=kind == "i")
             # Repetitions, some of what was folded.
             for repeated in data.draw(st.lists(st.sampled_from(events), max_size=3)):
                 log.append(repeated)
-        own_ms = max(log.fold_ms, now_ms - 1_000 * data.draw(st.integers(0, 5)))
+        own_ms = max(log.fold_ms, now_ms - data.draw(st.sampled_from((0, 0, 1_000, 5_000))))
         own = Payment(1_000, own_ms, 55, web=True)
         if data.draw(st.booleans()):
             own = next((e for e in reversed(events) if e.time_ms >= log.fold_ms), own)
-        log.check(own, max(own.time_ms, now_ms) + data.draw(st.integers(0, 30)) * 500)
+        later_ms = data.draw(st.sampled_from((0, 0, 1, 300, 1_000, 4_000, 15_000, 70_000)))
+        log.check(own, own.time_ms + later_ms)
+
+
+def test_an_event_whose_step_has_not_ended_stays_a_record(ground: Ground) -> None:
+    log = Log(ground, TERMINAL)
+    for number, time_ms in enumerate((0, 900, 1_000, 1_001, 1_500)):
+        log.append(Payment(number, NOON_MS + time_ms))
+    # Steps of a second, which end with their line: the third event is in the first step.
+    log.compact(NOON_MS + 1_600)
+    for as_of_ms in (1_600, 1_999, 2_000, 10_900, 11_000, 11_001, 12_500):
+        state = log.check(Payment(9, NOON_MS + 1_600), NOON_MS + as_of_ms)
+        assert (state.tiles.n, state.records.n) == (2, 2)
+    # A line is not below itself: another event of its instant may still come.
+    log.compact(NOON_MS + 2_000)
+    assert decode(log.blob, log.layout).records.n == 2
+    log.compact(NOON_MS + 2_001)
+    assert decode(log.blob, log.layout).records.n == 0
 
 
 def test_a_fact_of_a_folded_event_is_reported_and_counts_with_what_was_folded(
@@ -314,16 +332,18 @@ def test_compaction_forgets_nothing_that_a_window_reaches(ground: Ground) -> Non
     events = [Payment(n, NOON_MS + 1_000 * n, n) for n in range(300)]
     reach_ms = ground.program.specification.reach_ms
     as_of_ms = events[-1].time_ms
-    for entity in (MERCHANT, TERMINAL):
+    for entity in (CARD, MERCHANT, TERMINAL):
         log = Log(ground, entity)
         for event in events:
             log.append(event)
-        log.compact(as_of_ms - 5_000, as_of_ms - 5_000 - 2 * reach_ms)
+        fold_ms = as_of_ms - 5_000
+        log.compact(fold_ms, fold_ms - reach_ms)
         state = log.check(Payment(1_000, as_of_ms), as_of_ms + 7)
-        assert state.records.n < 40
-        # A fact stays as long as its event can be in a window, a tile no longer.
+        assert state.records.n < (200 if entity == CARD else 40)
         log.compact(as_of_ms, as_of_ms - 10_000)
-        assert decode(log.blob, log.layout).tiles.words[0, 0] >= as_of_ms - 10_000
+        state = decode(log.blob, log.layout)
+        assert (state.records.words[:, 1] >> 16).min(initial=as_of_ms) >= as_of_ms - 10_000
+        assert state.tiles.words[:, :1].min(initial=as_of_ms) >= as_of_ms - 10_000
 
 
 def test_tiles_melt_together_as_short_windows_pass(ground: Ground) -> None:

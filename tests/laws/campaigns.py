@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
@@ -97,11 +99,13 @@ class Campaign:
         old = self.traffic.again() if draw >= 0.35 else None
         if old is None:
             self._new()
-        elif draw < 0.62:
-            self._score(old.contents[-1] if draw < 0.60 else self.traffic.other_content(old))
+        elif draw < 0.40:
+            self._score(self.traffic.other_content(old))
+        elif draw < 0.70:
+            self._score(old.contents[-1])
         elif draw < 0.82:
             self._label(old)
-        elif draw < 0.97:
+        elif draw < 0.96:
             self._observe(old, old.first)
         elif not old.has_facts:
             self._observe(old, self.traffic.other_content(old))
@@ -150,7 +154,7 @@ class Campaign:
         self._expect(outcome in expected, f"observing is {outcome}, not {expected}", content)
         self.traffic.newest_ms = max(self.traffic.newest_ms, content.time)
         records.apply(content)
-        if outcome == "conflict":
+        if content not in paid.contents:
             paid.contents.append(content)
         paid.is_observed = True
 
@@ -173,7 +177,7 @@ class Campaign:
         known_at = chance.choice((newest, paid.first.time, newest + chance.randrange(600_000)))
         paid.has_facts = True
         if chance.random() < 0.5 and len(paid.contents) == 1 and paid.is_observed:
-            scorer.label(paid.first.transaction_id, known_at=known_at, **{name: value})
+            scorer.label(paid.first.transaction_id, known_at=known_at, **cast("Any", {name: value}))
             self.records.label(paid.first, name, value, known_at, known_at)
             return
         sender = known_at - chance.choice((0, 0, 1_000))
@@ -226,3 +230,10 @@ def campaign(plan: Plan) -> Outcome:
     return Campaign(plan).run()
 
 
+def damaged_campaign(plan: Plan, damage: Callable[[World], None]) -> None:
+    """A campaign in whose world something is broken after every step; for canaries."""
+    run = Campaign(plan)
+    for _ in range(plan.steps):
+        run.step()
+        damage(run.world)
+    run.check()

@@ -66,9 +66,7 @@ _ON_GRIDS = _FUNCTIONS[:5]
 _MEMBERS = ("card", "merchant", "device", "pair")
 
 
-def _group(
-    rng: np.random.Generator, number: int, entities: tuple[Entity, ...]
-) -> WindowGroup:
+def _group(rng: np.random.Generator, number: int, entities: tuple[Entity, ...]) -> WindowGroup:
     entity = entities[int(rng.integers(len(entities)))]
     # Members are limited to four of an entity: two are enough to tell them apart.
     members = _MEMBERS[:2] if entity.name in ("device", "pair") else _MEMBERS[1:3]
@@ -100,9 +98,7 @@ def _aggregate(
     return Aggregate(function, of=of, where=where, empty=empty, name=name)  # type: ignore[arg-type]  # one of the functions
 
 
-def _features(
-    rng: np.random.Generator, groups: tuple[WindowGroup, ...]
-) -> tuple[Feature, ...]:
+def _features(rng: np.random.Generator, groups: tuple[WindowGroup, ...]) -> tuple[Feature, ...]:
     simple = ("amount", "hour", "weekday", "night", "weekend")
     every = [
         *(Feature(name, name) for name in simple),  # type: ignore[arg-type]  # as named there

@@ -55,10 +55,22 @@ class Records:
         self._position = 0
         self._contents: dict[str, list[Transaction]] = {}
         self._facts: list[tuple[Transaction, str, bool, int, int, int]] = []
+        self._fresh: list[Transaction] = []
+        self._told = 0
         self._requests: list[tuple[int, int, int]] = []
         self._scores: list[float] = []
         self._features: list[Floats] = []
         self._sources: list[str] = []
+
+    def newly_applied(self) -> list[Transaction]:
+        """The contents that were applied since the last call, in order."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def newly_labelled(self) -> list[tuple[Transaction, str, bool, int, int, int]]:
+        """The facts that were applied since the last call, in order."""
+        first, self._told = self._told, len(self._facts)
+        return self._facts[first:]
 
     @property
     def n_requests(self) -> int:
@@ -75,8 +87,7 @@ class Records:
         if seen is None:
             return ("accepted",)
         names_none = not any(
-            all(part in payment.entities for part in entity.parts)
-            for entity in self._spec.entities
+            all(part in payment.entities for part in entity.parts) for entity in self._spec.entities
         )
         if len(seen) > 1 or names_none:
             return ("repeated", "conflict")
@@ -89,6 +100,7 @@ class Records:
         seen = self._contents.setdefault(payment.transaction_id, [])
         if payment not in seen:
             seen.append(payment)
+            self._fresh.append(payment)
             self._rows.applied[number] = self._position
 
     def label(

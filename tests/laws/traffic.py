@@ -67,7 +67,7 @@ class Traffic:
         """A payment that was drawn before, recent ones more often."""
         if not self.recent:
             return None
-        back = min(int(self.chance.expovariate(1 / 20)), len(self.recent) - 1)
+        back = min(int(self.chance.expovariate(1 / 12)), len(self.recent) - 1)
         return self.recent[-1 - back]
 
     def other_content(self, paid: Paid) -> Transaction:
@@ -90,7 +90,7 @@ class Traffic:
         start = max(paid.time, self.newest_ms)
         if chance.random() < 0.2:
             start = paid.time
-        ahead = chance.expovariate(1 / (8 * self.scaled.gap_ms)) if chance.random() < 0.7 else 0.0
+        ahead = chance.expovariate(1 / (4 * self.scaled.gap_ms)) if chance.random() < 0.5 else 0.0
         instant = start + round(ahead)
         if chance.random() < 0.5:
             # On the lattice, where windows end and begin, or just beside it.

@@ -6,7 +6,8 @@ memory of store and cache, which canaries damage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from freshscore.config.secret import Secret
 from freshscore.config.settings import Settings
+from freshscore.features import layout as rec
+from freshscore.features import tables
 from freshscore.features.packing import Keys
 from freshscore.features.program import compiled
 from freshscore.features.specification import FeatureSpecification
@@ -100,6 +103,14 @@ class World:
         vector = self.features(transaction, as_of_ms)
         return float(self.model.predict(vector[np.newaxis])[0])
 
+    def known_instants(self) -> set[int]:
+        """Every instant at which a fact of any state became or becomes known."""
+        found: set[int] = set()
+        for words in records_of(self.store):
+            facts = words[(words[:, rec.TIME // 8] >> 14) & 3 == rec.FACT]
+            found |= set((facts[:, rec.CONTENT // 8] >> 16).tolist())
+        return found
+
     def plain_oracle(self) -> PlainOracle:
         """An oracle that has seen nothing yet, with this world's keys and acceptance."""
         return PlainOracle(
@@ -138,10 +149,18 @@ def new_store(
     )
 
 
+def records_of(store: MemoryStore) -> Iterator[NDArray[np.int64]]:
+    """The records of every state, int64 (n, words of a record): views, so canaries may write."""
+    for entity, layout in enumerate(store.program.entities):
+        for row in entity_rows(store, entity):
+            n, at = int(row[tables.COUNT // 8]), int(row[tables.RECORDS // 8])
+            if n:
+                held = (ctypes.c_int64 * (n * layout.words)).from_address(at)
+                yield np.ctypeslib.as_array(held).reshape(n, layout.words)
+
+
 def entity_rows(store: MemoryStore, entity: int) -> NDArray[np.int64]:
     """The rows of one kind of entity, int64 (n, words of a row): views, so canaries may write."""
-    from freshscore.features import tables
-
     n = int(store.head[(tables.ENTITY + tables.ENTITY_HEAD * entity + tables.ROW_COUNT) // 8])
     words = tables.ENTITY_ROW // 8
     return store._rows[entity][: n * words].reshape(n, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freshscore.features.specification import Aggregate, FeatureSpecification
+from freshscore.features.specification import Aggregate, Condition, FeatureSpecification
 from freshscore.features.transaction import Transaction
 from freshscore.simulations.oracle import history
 from freshscore.simulations.oracle_columns import (
@@ -121,12 +122,26 @@ def repeated(draw: st.DrawFn) -> Story:
     return [*steps, *again, *draw(st.lists(scores(), min_size=4, max_size=4))]
 
 
-@settings(max_examples=200)
-@given(story=repeated(), block=st.sampled_from((1, 2, 64)), pairs=st.sampled_from((1, 9, 10**6)))
-def test_both_oracles_agree_on_any_story(story: Story, block: int, pairs: int) -> None:
-    """Late, repeated and conflicting events; facts late, early, copied, taken back; any as_of."""
-    found = vectorised_answers(EVERYTHING, story, Limits(block=block, pairs=pairs))
+LIMITS = st.builds(Limits, st.sampled_from((1, 2, 64)), st.sampled_from((1, 9, 10**6)))
+
+
+def check_agreement(story: Story, limits: Limits) -> None:
+    found = vectorised_answers(EVERYTHING, story, limits)
     assert not differ(plain_answers(EVERYTHING, story), found).any()
+
+
+@settings(max_examples=150)
+@given(story=repeated(), limits=LIMITS)
+def test_both_oracles_agree_on_any_story(story: Story, limits: Limits) -> None:
+    """Late, repeated and conflicting events; facts late, early, copied, taken back; any as_of."""
+    check_agreement(story, limits)
+
+
+@pytest.mark.soak
+@settings(max_examples=5_000)
+@given(story=repeated(), limits=LIMITS)
+def test_both_oracles_agree_on_thousands_of_stories(story: Story, limits: Limits) -> None:
+    check_agreement(story, limits)
 
 
 @settings(max_examples=60)
@@ -202,6 +217,24 @@ def test_sums_over_whole_blocks_are_those_over_their_events(
     assert len(expected) > 30
     for limits in (Limits(), Limits(block=16, pairs=3_000)):
         assert not differ(expected, vectorised_answers(specification, story, limits)).any()
+
+
+def test_a_block_whose_facts_are_half_known_is_opened() -> None:
+    """Two events of one block; each one's fact known, or told, just before or after the request."""
+    specification = windows(
+        Aggregate("share", of="fraud"), Aggregate("sum", where=Condition(fact="fraud"))
+    )
+    as_of_ms = MONDAY_MS + 9_000
+    events = [Observe(pay(name, 5, amount)) for name, amount in (("p", 100), ("q", 700))]
+    cases = list(itertools.product((-1, 0, 1), (False, True)))
+    for of_p, of_q in itertools.product(cases, cases):
+        told: tuple[list[PlainFact], list[PlainFact]] = ([], [])
+        for name, (beside_ms, is_after) in (("p", of_p), ("q", of_q)):
+            known_ms = as_of_ms + beside_ms
+            told[is_after].append(PlainFact(name, "fraud", True, known_ms, known_ms))
+        story: Story = [*events, *told[0], Score(pay("r", 9), as_of_ms), *told[1]]
+        found = vectorised_answers(specification, story, Limits(block=2))
+        assert not differ(plain_answers(specification, story), found).any()
 
 
 def test_a_difference_would_be_seen(rng: np.random.Generator) -> None:
