@@ -141,12 +141,19 @@ class Packer:
             bits |= static_conditions(spec, tx._kind, tx._fields) << 16
         if self._cohorts:
             bits |= self._cohort(tx._fields) << COHORT_SHIFT
-        amount = (
-            tx._amount_minor if tx._currency == spec.currency else tx.base_amount(spec.currency)
-        )
+        amount = tx._amount_minor if tx._currency == spec.currency else self._base_amount(tx)
         where = NO_PLACE if tx._location is None else place(*tx._location)
         values = self._values(tx) if self._n_values else ()
         return self._form(tx._time, amount, bits, where, *values, *lengths) + b"".join(texts)
+
+    def _base_amount(self, tx: Transaction) -> int:
+        amount = tx.base_amount(self._spec.currency)
+        if tx._kind == "verification" and amount != 0:
+            raise BadTransaction(
+                f"a verification has an amount of 0; base_amount_minor is {amount}"
+                " (kind 'verification')"
+            )
+        return amount
 
     def _values(self, tx: Transaction) -> list[float]:
         values = []

@@ -76,7 +76,6 @@ def checked(
     replay: Replay,
     oracles: tuple[OracleName, ...] = ("plain",),
     *,
-    num_threads: int = 1,
     advance: Advance = lambda touches: None,
 ) -> Equality:
     """Compare the scores of `replay`, and those with kept features by `oracles`."""
@@ -88,18 +87,18 @@ def checked(
         cached_differ=int(np.count_nonzero(differs & cached)),
         computed=int(np.count_nonzero(~cached)),
         computed_differ=int(np.count_nonzero(differs & ~cached)),
-        oracles=tuple(_followed(replay, name, num_threads, advance) for name in oracles),
+        oracles=tuple(_followed(replay, name, advance) for name in oracles),
     )
 
 
-def _followed(replay: Replay, name: OracleName, num_threads: int, advance: Advance) -> OracleCheck:
+def _followed(replay: Replay, name: OracleName, advance: Advance) -> OracleCheck:
     records = replay.records
     at = np.searchsorted(records.touch, replay.sampled)
     sound = ~records.degraded[at]
     touches, served = replay.sampled[sound], records.score[at[sound]]
     features = _features(replay, name, touches, advance)
     differ = ~same_bits(features, replay.features[sound]).all(axis=1)
-    scores = fresh_scores(replay.model, num_threads)(features) if len(touches) else served
+    scores = fresh_scores(replay.model)(features) if len(touches) else served
     return OracleCheck(
         name=name,
         followed=len(touches),

@@ -22,14 +22,14 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _SHIFT = np.uint64(29)
 
 
-def fresh_scores(model: ServableModel, num_threads: int) -> Callable[[Floats], Floats]:
+def fresh_scores(model: ServableModel) -> Callable[[Floats], Floats]:
     """A function from a matrix, float64 (n, F), to its scores, float64 (n,)."""
     if not isinstance(model, Model) or model.content.custom_link == "logistic":
         # The link of a custom objective is the model's, not LightGBM's.
         return model.predict
     from freshscore.scoring.lightgbm_door import LoadedBooster
 
-    booster = LoadedBooster(model.content.booster, num_threads)
+    booster = LoadedBooster(model.content.booster)
     columns = np.array(model.content.booster_columns)
     calibration = model.calibration
 

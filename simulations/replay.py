@@ -8,7 +8,9 @@ instant of every request and arrival is the virtual clock's. Only latencies are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +23,7 @@ from freshscore.config.settings import Settings
 from freshscore.features.packing import COHORT_SHIFT, Keys, Packer
 from freshscore.features.program import compiled
 from freshscore.features.store import MemoryStore, StoreLimits
-from freshscore.features.table import Floats, Int64s
+from freshscore.features.table import Bools, Floats, Int64s
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.embedded import EmbeddedState
 from freshscore.invalidation.feed import Acceptance, Feed
@@ -74,7 +76,6 @@ def replay(
     clock: Clock,
     *,
     oracle_share: float | None = None,
-    num_threads: int = 1,
     advance: Advance = lambda touches: None,
 ) -> Replay:
     """Load the stream's history, then play its touches.
@@ -86,8 +87,8 @@ def replay(
     if isinstance(model, Model):
         model.check_fits(stream.table.specification)
     share = settings.replay.oracle_share if oracle_share is None else oracle_share
-    sampled = stream.scored & (rng.random(len(stream)) < share)
-    recorder = Recorder(model, fresh_scores(model, num_threads), sampled)
+    sampled = _sample(stream.scored, share, rng)
+    recorder = Recorder(model, fresh_scores(model), sampled)
     player = _Player(stream, model, settings, rng, clock, recorder)
     history = player.load_history()
     started_s = clock.monotonic_s()
@@ -191,11 +192,9 @@ class _Player:
         """Tell the scorer of an event or a fact."""
         stream, now_ms = self._stream, self._clock.now_ms()
         if stream.kind[touch] == _EVENT:
-            try:
+            # What the horizon refuses is counted by the feed.
+            with suppress(EventRefused):
                 self._scorer.observe(transaction, arrival=now_ms)
-            except EventRefused:
-                # Counted by the feed.
-                return
             return
         fact = stream.table.specification.facts[stream.fact[touch]]
         self._scorer.label(
@@ -218,6 +217,14 @@ class _Player:
         ends = np.unique(self._content[first:last])
         for i in ends[self._last_use[ends] < last].tolist():
             self._held[i] = None
+
+
+def _sample(scored: Bools, share: float, rng: np.random.Generator) -> Bools:
+    """This share of the scored touches, rounded up, so that a small file is sampled too."""
+    touches = np.flatnonzero(scored)
+    chosen = np.zeros(len(scored), np.bool_)
+    chosen[rng.choice(touches, math.ceil(share * len(touches)), replace=False)] = True
+    return chosen
 
 
 def _store_limits(settings: Settings) -> StoreLimits:
