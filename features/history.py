@@ -5,9 +5,8 @@ count in both by the instant at which they became known. The result is, bit for 
 replay: the accumulators are those of a store's scan, and end in the same finishing function.
 
 Entity by entity the payments are grouped, and windows move along each entity's events
-(features/history_kernels.py), so the cost hangs on the number of payments, not on what the windows
-hold. Memory: 24 to 40 bytes a payment beside the table and the output, and the codes of entities
-made of several parts.
+(features/history_passes.py), so the cost hangs on the number of payments, not on what the windows
+hold. Memory: 60 to 80 bytes a payment beside the table and the output.
 Source of the two moving edges: sliding-window aggregation with an invertible operation, as in
 Tangwongsan, Hirzel, Schneider, "General incremental sliding-window aggregation" (2015).
 """
@@ -15,13 +14,13 @@ Tangwongsan, Hirzel, Schneider, "General incremental sliding-window aggregation"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.features import history_grouping as grouping
-from freshscore.features import history_kernels as k
+from freshscore.features import history_layout as h
 from freshscore.features import history_plan as hp
 from freshscore.features import row as r
 from freshscore.features.history_facts import fact_changes, placed, shared_facts
@@ -41,7 +40,7 @@ from freshscore.features.packing import Codes as CategoryCodes
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import SCALE_BITS, SLOT, Program
 from freshscore.features.row import row_words
-from freshscore.features.table import Bools, Floats, Int32s, PaymentTable
+from freshscore.features.table import Bools, Floats, Int32s, Int64s, PaymentTable
 from freshscore.features.table_rows import hashes_of
 
 Mode = Literal["known", "true"]
@@ -116,28 +115,44 @@ class _History:
         acceptance: Acceptance | None,
     ) -> None:
         self._table, self._program, self._keys = table, program, keys
-        self._plan = history_plan(program)
         self._is_true = is_true
-        n = len(table)
-        self._identity = hashes_of(table.transaction_id, keys.row_keys, r.KEY_RECORD)[:, 0]
-        self._accepted = np.ones(n, np.bool_) if acceptance is None else acceptance.of(table)
-        first, repeated = firsts(self._identity)
-        self._copies = copies_of(table, first, program, keys) if repeated else None
-        self._marked = self._marks()
-        facts = table.facts
-        if self._copies is not None:
-            facts = shared_facts(table, self._copies)
-        self._changes = fact_changes(table, facts)
+        self._plan = history_plan(program)
         self._time_ms = np.ascontiguousarray(table.time_ms)
         self._amount_minor = np.ascontiguousarray(table.amount_minor)
         self._conditions = np.ascontiguousarray(table.conditions)
+        self._location, self._located = _places(table)
         self._codes: dict[int, Codes] = {}
-        widest = max((int(one.words[hp.ENTRY_BYTES]) for one in self._plan.entities), default=0)
-        self._entries = np.empty(n * widest // 8, np.int64)
-        self._slots = np.zeros(program.scratch_words + SLOT, np.int64)
-        self._piece = np.zeros((2 * SLOT + 1) * k.PIECE, np.int64)
+        self._find_copies(acceptance)
+        self._make_scratch()
+
+    def _find_copies(self, acceptance: Acceptance | None) -> None:
+        table = self._table
+        n = len(table)
+        self._accepted = np.ones(n, np.bool_) if acceptance is None else acceptance.of(table)
+        self._identity = hashes_of(table.transaction_id, self._keys.row_keys, r.KEY_RECORD)[:, 0]
+        first, repeated = firsts(self._identity)
+        self._copies = copies_of(table, first, self._program, self._keys) if repeated else None
+        # Rows for which an entity needs a closer look; None where there is no such row.
+        self._marked: NDArray[np.uint8] | None = None
+        facts = table.facts
+        if self._copies is not None:
+            facts = shared_facts(table, self._copies)
+            self._marked = np.zeros(n, np.uint8)
+            self._marked[self._copies.row] = 1
+        if not self._accepted.all():
+            refused = (~self._accepted).view(np.uint8)
+            self._marked = refused if self._marked is None else self._marked | refused
+        self._changes = fact_changes(table, facts)
+
+    def _make_scratch(self) -> None:
+        program = self._program
         spec = program.specification
         n_values = len(spec.plain_fields) + len(spec.categories)
+        widest = max((int(one.words[hp.ENTRY_BYTES]) for one in self._plan.entities), default=0)
+        self._entries = np.empty(len(self._table) * widest // 8, np.int64)
+        self._slots = np.zeros(program.scratch_words + SLOT, np.int64)
+        self._piece_slots = np.zeros(2 * SLOT * h.PIECE, np.int64)
+        self._targets = np.zeros(2 * h.PIECE, np.int64)
         self._row = np.zeros(row_words(len(program.entities), n_values, 0), np.int64)
 
     def write(self, out: Floats, categories: CategoryCodes | None) -> None:
@@ -147,15 +162,6 @@ class _History:
         if self._plan.rest[0]:
             self._write_rest(out, categories)
 
-    def _marks(self) -> NDArray[np.uint8] | None:
-        """Rows for which an entity needs a closer look, uint8 (n,); None if there is none."""
-        if self._copies is None and self._accepted.all():
-            return None
-        marked = (~self._accepted).astype(np.uint8)
-        if self._copies is not None:
-            marked[self._copies.row] = 1
-        return marked
-
     def _codes_of(self, entity: int) -> Codes:
         if entity not in self._codes:
             parts = self._program.entities[entity].parts
@@ -164,75 +170,84 @@ class _History:
 
     def _write_entity(self, plan: EntityPlan, out: Floats) -> None:
         codes = self._codes_of(plan.entity)
-        changes = self._changes
         members = [self._codes_of(entity) for entity in plan.members]
-        columns = self._columns(changes.flags, members)
-        n, width = len(self._table), int(plan.words[hp.ENTRY_BYTES])
-        entries = self._entries[: n * width // 8].reshape(n, -1)
-        reads_facts = plan.reads_facts and len(changes.row) > 0
-        groups = grouped(codes, columns, len(members), entries, reads_facts)
+        changes = self._changes if plan.reads_facts else None
+        columns = self._columns(members)
+        groups = grouped(codes, columns, len(members), self._entries_for(plan), changes is not None)
         steps = np.zeros((0, 4), np.int32)
         if groups.irregular.any():
             steps = self._put_in_order(plan, codes, groups, columns)
         moves = np.zeros((0, 3), np.int64)
-        if reads_facts:
+        if changes is not None:
             moves = placed(changes, codes.row, groups.positions)
-        counts = {
+        # Arrays by their places in the job; they must outlive the kernels.
+        counted = {
             4 * number + m: np.zeros(members[m].n_codes, np.int32)
             for number, distinct in enumerate(plan.distinct)
             for m in distinct
         }
-        tables = np.zeros(4 * len(plan.distinct) + 1, np.int64)
-        for at, table in counts.items():
+        seen = {h.SEEN_AT + 8 * m: np.zeros(members[m].n_codes, np.int32) for m in plan.pairs}
+        tables = np.zeros(max(1, 4 * len(plan.distinct)), np.int64)
+        for at, table in counted.items():
             tables[at] = address_of(table)
-        seen = {m: np.zeros(members[m].n_codes, np.int32) for m in plan.pairs}
-        location, located = self._places()
-        job = np.zeros(k.JOB_WORDS, np.int64)
-        words = {
-            k.PLAN: address_of(plan.words),
-            k.CODE: address_of(self._program.code),
-            k.ENTRIES: address_of(entries),
-            k.WIDTH: width,
-            k.STARTS: address_of(groups.starts),
-            k.N_CODES: codes.n_codes,
-            k.IRREGULAR: address_of(groups.irregular),
-            k.STEPS: address_of(steps),
-            k.CHANGES: address_of(moves),
-            k.N_CHANGES: len(moves),
-            k.OUT: address_of(out),
-            k.OUT_BYTES: out.strides[0],
-            k.SLOTS: address_of(self._slots),
-            k.ROW: address_of(self._row),
-            k.LOCATIONS: 0 if location is None else address_of(location),
-            k.LOCATED: 0 if located is None else address_of(located),
-            k.TABLES: address_of(tables),
-            k.PIECE_SLOTS: address_of(self._piece),
-            k.TARGETS: address_of(self._piece) + 16 * SLOT * k.PIECE,
-            k.SCALE_BITS: int(self._program.code[SCALE_BITS]),
+        arrays = self._arrays(out) | seen
+        arrays |= {
+            h.PLAN: plan.words,
+            h.ENTRIES: groups.entries,
+            h.STARTS: groups.starts,
+            h.IRREGULAR: groups.irregular,
+            h.STEPS: steps,
+            h.CHANGES: moves,
+            h.TABLES: tables,
         }
-        words |= {k.SEEN_AT + 8 * m: address_of(one) for m, one in seen.items()}
-        for at, word in words.items():
-            job[at // 8] = word
+        job = np.zeros(h.JOB_WORDS, np.int64)
+        for at, array in arrays.items():
+            job[at // 8] = address_of(array)
+        job[h.WIDTH // 8] = plan.words[hp.ENTRY_BYTES]
+        job[h.N_CODES // 8] = codes.n_codes
+        job[h.N_CHANGES // 8] = len(moves)
+        job[h.OUT_BYTES // 8] = out.strides[0]
+        job[h.SCALE_BITS // 8] = self._program.code[SCALE_BITS]
         do_plain(address_of(job))
-        if len(steps) or groups.starts[-1] > groups.starts[-2]:
+        if groups.irregular.any() or groups.starts[-1] > groups.starts[-2]:
             do_others(address_of(job))
 
-    def _columns(self, flags: NDArray[np.uint8], members: list[Codes]) -> NDArray[np.int64]:
+    def _entries_for(self, plan: EntityPlan) -> Int64s:
+        words = int(plan.words[hp.ENTRY_BYTES]) // 8
+        return self._entries[: len(self._table) * words].reshape(-1, words)
+
+    def _arrays(self, out: Floats) -> dict[int, NDArray[Any]]:
+        """What is the same for every entity, by its place in the job."""
+        arrays: dict[int, NDArray[Any]] = {
+            h.CODE: self._program.code,
+            h.OUT: out,
+            h.SLOTS: self._slots,
+            h.ROW: self._row,
+            h.PIECE_SLOTS: self._piece_slots,
+            h.TARGETS: self._targets,
+        }
+        if self._location is not None and self._located is not None:
+            arrays |= {h.LOCATIONS: self._location, h.LOCATED: self._located}
+        return arrays
+
+    def _columns(self, members: list[Codes]) -> Int64s:
+        """Addresses of the columns that entries are made from."""
         columns = np.zeros(grouping.N_COLUMNS, np.int64)
-        for at, column in (
-            (grouping.COLUMN_TIME, self._time_ms),
-            (grouping.COLUMN_AMOUNT, self._amount_minor),
-            (grouping.COLUMN_CONDITIONS, self._conditions),
-            (grouping.COLUMN_FACTS, flags),
-            (grouping.COLUMN_MARKED, self._marked),
-            *((grouping.COLUMN_MEMBERS + 8 * m, one.row) for m, one in enumerate(members)),
-        ):
-            if isinstance(column, np.ndarray):
-                columns[at // 8] = address_of(column)
+        arrays: dict[int, NDArray[Any]] = {
+            grouping.COLUMN_TIME: self._time_ms,
+            grouping.COLUMN_AMOUNT: self._amount_minor,
+            grouping.COLUMN_CONDITIONS: self._conditions,
+            grouping.COLUMN_FACTS: self._changes.flags,
+            **{grouping.COLUMN_MEMBERS + 8 * m: one.row for m, one in enumerate(members)},
+        }
+        if self._marked is not None:
+            arrays[grouping.COLUMN_MARKED] = self._marked
+        for at, array in arrays.items():
+            columns[at // 8] = address_of(array)
         return columns
 
     def _put_in_order(
-        self, plan: EntityPlan, codes: Codes, groups: Groups, columns: NDArray[np.int64]
+        self, plan: EntityPlan, codes: Codes, groups: Groups, columns: Int64s
     ) -> Int32s:
         turns = None
         if self._copies is not None:
@@ -243,24 +258,13 @@ class _History:
             self._table,
             self._identity,
             self._accepted,
-            groups.starts,
-            groups.irregular,
-            groups.entries,
+            groups,
             self._copies,
             turns,
             self._is_true,
         )
         put_in_order(groups, order, columns, len(plan.members))
         return order.steps
-
-    def _places(self) -> tuple[NDArray[np.int32] | None, NDArray[np.uint8] | None]:
-        table = self._table
-        if table.location is None or table.located is None:
-            return None, None
-        return (
-            np.ascontiguousarray(table.location),
-            np.ascontiguousarray(table.located).view(np.uint8),
-        )
 
     def _write_rest(self, out: Floats, categories: CategoryCodes | None) -> None:
         values = [*Packer(self._program, self._keys, categories).values_of(self._table)]
@@ -278,3 +282,11 @@ class _History:
             address_of(out),
             out.strides[0],
         )
+
+
+def _places(table: PaymentTable) -> tuple[Int32s | None, NDArray[np.uint8] | None]:
+    """Locations and whether there is one, as kernels read them."""
+    if table.location is None or table.located is None:
+        return None, None
+    located = np.ascontiguousarray(table.located).view(np.uint8)
+    return np.ascontiguousarray(table.location), located

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from freshscore.features import history_grouping as grouping
 from freshscore.features import history_layout as h
 from freshscore.features.history_grouping import first_equal
-from freshscore.features.history_turns import Order
 from freshscore.features.memory import address_of
-from freshscore.features.table import ABSENT, Int32s, Int64s, PaymentTable
+from freshscore.features.table import ABSENT, Bools, Int32s, Int64s, PaymentTable
 
 # The table of keys is at least so many times their number, so that probes stay short.
 _ROOM: Final = 2
@@ -44,6 +43,20 @@ class Groups:
     starts: Int32s
     irregular: NDArray[np.uint8]
     positions: Int32s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """The entries of all irregular entities together, entity by entity.
+
+    place: int64 (m,), numbers of entries. row: int64 (m,), which row belongs there. steps: int32
+    (m, 4) as features/history_layout.py says. first: bool (m,), counts from the beginning.
+    """
+
+    place: Int64s
+    row: Int64s
+    steps: Int32s
+    first: Bools
 
 
 def codes_of(table: PaymentTable, parts: tuple[str, ...]) -> Codes:

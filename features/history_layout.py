@@ -34,6 +34,34 @@ STEP_BYTES: Final = 16
 # One change of a fact, int64 each: the entry (number among all), the instant, the fact's bit.
 CHANGE_BYTES: Final = 24
 
+# What the kernels are given: words at these bytes.
+PLAN: Final = 0
+CODE: Final = 8
+ENTRIES: Final = 16
+WIDTH: Final = 24
+STARTS: Final = 32
+N_CODES: Final = 40
+IRREGULAR: Final = 48
+STEPS: Final = 56
+CHANGES: Final = 64
+N_CHANGES: Final = 72
+OUT: Final = 80
+OUT_BYTES: Final = 88  # of one row of the output
+SLOTS: Final = 96  # scratch: accumulators of the whole program
+ROW: Final = 104  # scratch: one packed row
+LOCATIONS: Final = 112  # int32 (n, 2), or no address
+LOCATED: Final = 120  # uint8 (n,)
+TABLES: Final = 128  # address: for each pass 4 addresses of int32 counts by member number, zero
+SEEN_AT: Final = 136  # four words: addresses of the last entry + 1 by member number, int32, zero
+SCALE_BITS: Final = 168
+PIECE_SLOTS: Final = 176  # scratch: twice PIECE slots
+TARGETS: Final = 184  # scratch: twice PIECE words
+JOB_WORDS: Final = 24
+
+# Payments of an entity that all passes do before the next ones: what they write of the output, at
+# 256 bytes a row, and their slots stay in the nearest cache.
+PIECE: Final = 32
+
 
 def entry_bytes(n_members: int) -> int:
     """Bytes of one entry."""

@@ -45,8 +45,9 @@ PASS_MEMBERS: Final = 6  # bits of the members that are counted apart
 PASS_READS_FACTS: Final = 7  # whether what becomes known of an event can change its accumulators
 PASS_COPIED: Final = 8  # byte position of the list of words that columns read beside count and sum
 PASS_WITH_OWN: Final = 9  # byte position of the columns with the payment itself
-PASS_NEXT: Final = 10
-PASS_COLUMNS: Final = 11
+PASS_IS_SUM: Final = 10  # whether `sum_pass` will do
+PASS_NEXT: Final = 11
+PASS_COLUMNS: Final = 12
 # A list of a pass's columns is their number, then for each: its byte position in the vector,
 # operation, operand, whether an empty value is declared, its bits.
 AGGREGATE_WORDS: Final = 5
@@ -119,7 +120,8 @@ class _Column:
 
     def __init__(self, code: NDArray[np.int64], number: int) -> None:
         at = int(code[p.COLUMNS_AT]) + p.COLUMN * number
-        self.operation, self.first, self.second, self.third = code[at : at + 4].tolist()
+        words: list[int] = code[at : at + 4].tolist()
+        self.operation, self.first, self.second, self.third = words
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ def _round_of(
     """The entity in whose round a column is written; None if row by row at the end."""
     column = columns[number]
     if column.operation >= p.OP_SINCE_LAST:
-        return int(lasts[column.first][0])
+        entity, _ = lasts[column.first]
+        return entity
     if column.operation in _CROSS:
         if column.first >= 0:
             return None
@@ -252,6 +255,7 @@ def _described(program: Program, one: _Pass) -> list[int]:
     fixed[PASS_FACTS] = facts
     fixed[PASS_MEMBERS] = members
     fixed[PASS_READS_FACTS] = int(facts > 0 or one.condition >= p.FACT_CONDITION)
+    fixed[PASS_IS_SUM] = int(one.delay == wants == fixed[PASS_MASK] == 0)
     fixed[PASS_WITH_OWN] = 8 * (PASS_COLUMNS + len(without))
     fixed[PASS_COPIED] = fixed[PASS_WITH_OWN] + 8 * len(with_own)
     words = [*fixed, *without, *with_own, len(copied), *(8 * word for word in copied)]

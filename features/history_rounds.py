@@ -9,22 +9,30 @@ from __future__ import annotations
 
 from typing import Final
 
-from freshscore.features import history_kernels as k
 from freshscore.features import history_layout as h
 from freshscore.features import history_plan as hp
 from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features.compiled import kernel
+from freshscore.features.history_counting import (
+    ONE,
+    end_pass,
+    put_aggregates,
+    put_columns,
+    start_pass,
+    turn_facts,
+)
+from freshscore.features.history_passes import plain_pass, see_first, stepped_pass, sum_pass
 from freshscore.features.layout import NO_PLACE
-from freshscore.features.memory import f64, i32, i64, prefetch, put_i32, put_i64, u8
+from freshscore.features.memory import f64, i32, i64, put_i32, put_i64, u8
 
 _LINE_BYTES: Final = 64
 
 
 @kernel
 def _place(job: int, row: int) -> int:
-    locations = i64(job + k.LOCATIONS)
-    if locations == 0 or u8(i64(job + k.LOCATED) + row) == 0:
+    locations = i64(job + h.LOCATIONS)
+    if locations == 0 or u8(i64(job + h.LOCATED) + row) == 0:
         return NO_PLACE
     east = i32(locations + 8 * row + 4) & 0xFFFFFFFF
     return i32(locations + 8 * row) << 32 | east
@@ -33,11 +41,11 @@ def _place(job: int, row: int) -> int:
 @kernel
 def _put_row(job: int, entry: int) -> int:
     """Fill the packed row with what a round's columns read; the address of the output's row."""
-    packed = i64(job + k.ROW)
+    packed = i64(job + h.ROW)
     number = i64(entry + h.STATE) & h.ROW_BITS
     put_i64(packed + r.TIME, i64(entry))
     put_i64(packed + r.AMOUNT, i64(entry + h.AMOUNT))
-    plan = i64(job + k.PLAN)
+    plan = i64(job + h.PLAN)
     if i64(plan + 8 * hp.HAS_PLACE):
         put_i64(packed + r.PLACE, _place(job, number))
     pairs = i64(plan + 8 * hp.PAIRS)
@@ -46,14 +54,14 @@ def _put_row(job: int, entry: int) -> int:
             entity = i64(plan + 8 * (hp.MEMBER_ENTITIES + m))
             named = 1 if i32(entry + h.MEMBERS + 4 * m) >= 0 else 0
             put_i64(packed + r.TOKENS + 16 * entity, named)
-    return i64(job + k.OUT) + i64(job + k.OUT_BYTES) * number
+    return i64(job + h.OUT) + i64(job + h.OUT_BYTES) * number
 
 
 @kernel
 def _put_last(job: int, last: int, entry: int) -> None:
     put_i64(last, 1)
     put_i64(last + 8 * p.LAST_AT, i64(entry))
-    if i64(i64(job + k.PLAN) + 8 * hp.HAS_PLACE):
+    if i64(i64(job + h.PLAN) + 8 * hp.HAS_PLACE):
         row = i64(entry + h.STATE) & h.ROW_BITS
         put_i64(last + 8 * p.LAST_PLACE, _place(job, row))
 
@@ -61,16 +69,16 @@ def _put_last(job: int, last: int, entry: int) -> None:
 @kernel
 def _put_pairs(job: int, last: int, own: int, first: int, oldest: int) -> None:
     """Which pairs a plain entity has had after `oldest`; and remember those of `own`."""
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
-    entries = i64(job + k.ENTRIES)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
+    entries = i64(job + h.ENTRIES)
     for m in range(i64(plan + 8 * hp.N_MEMBERS)):
         if (i64(plan + 8 * hp.PAIRS) >> m) & 1 == 0:
             continue
         number = i32(own + h.MEMBERS + 4 * m)
         if number < 0:
             continue
-        at = i64(job + k.SEEN_AT + 8 * m) + 4 * number
+        at = i64(job + h.SEEN_AT + 8 * m) + 4 * number
         before = entries + width * (i32(at) - 1)
         seen = before >= first and i64(before) > oldest
         put_i64(last + 8 * (p.LAST_PAIR + m), 1 if seen else 0)
@@ -80,11 +88,11 @@ def _put_pairs(job: int, last: int, own: int, first: int, oldest: int) -> None:
 @kernel
 def _plain_round(job: int, group: int, first: int, end: int) -> None:
     """The round of the entries `first` to `end` of the plain entity whose first is `group`."""
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
     columns = plan + i64(plan + 8 * hp.ROUND_AT)
     at = i64(plan + 8 * hp.LAST)
-    last = i64(job + k.SLOTS) + at
+    last = i64(job + h.SLOTS) + at
     if i64(columns) == 0:
         return
     for own in range(first, end, width):
@@ -95,14 +103,14 @@ def _plain_round(job: int, group: int, first: int, end: int) -> None:
             if own > group and i64(own - width) > oldest:
                 _put_last(job, last, own - width)
             _put_pairs(job, last, own, group, oldest)
-        k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
+        put_columns(i64(job + h.CODE), columns, i64(job + h.SLOTS), i64(job + h.ROW), out)
 
 
 @kernel
 def _find_last(job: int, last: int, own: int, first: int, oldest: int) -> None:
     """Look back from `own` for the last event that is seen, and for pairs."""
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
     wanted = i64(plan + 8 * hp.PAIRS)
     n_members = i64(plan + 8 * hp.N_MEMBERS)
     put_i64(last, 0)
@@ -134,12 +142,12 @@ def _turn_seen(first: int, number: int, width: int) -> None:
 
 @kernel
 def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
     columns = plan + i64(plan + 8 * hp.ROUND_AT)
     at = i64(plan + 8 * hp.LAST)
-    last = i64(job + k.SLOTS) + at
-    k.see_first(first, end, width)
+    last = i64(job + h.SLOTS) + at
+    see_first(first, end, width)
     for step in range(steps, steps + h.STEP_BYTES * ((end - first) // width), h.STEP_BYTES):
         own = first + width * i32(step)
         aside = i32(step + 4)
@@ -147,7 +155,7 @@ def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
         out = _put_row(job, own)
         if at >= 0:
             _find_last(job, last, own, first, i64(own) - i64(plan + 8 * hp.REACH_MS))
-        k.put_columns(i64(job + k.CODE), columns, i64(job + k.SLOTS), i64(job + k.ROW), out)
+        put_columns(i64(job + h.CODE), columns, i64(job + h.SLOTS), i64(job + h.ROW), out)
         _turn_seen(first, aside, width)
         _turn_seen(first, i32(step + 12), width)
         _turn_seen(first, i32(step + 8), width)
@@ -156,93 +164,100 @@ def _stepped_round(job: int, first: int, end: int, steps: int) -> None:
 @kernel
 def _absent(job: int, first: int, end: int) -> None:
     """Columns of the payments that have no such entity."""
-    plan = i64(job + k.PLAN)
-    slots = i64(job + k.SLOTS)
+    plan = i64(job + h.PLAN)
+    slots = i64(job + h.SLOTS)
     at = i64(plan + 8 * hp.LAST)
     put_i64(slots, p.ABSENT)
     if at >= 0:
         put_i64(slots + at, p.ABSENT)
-    for own in range(first, end, i64(job + k.WIDTH)):
+    for own in range(first, end, i64(job + h.WIDTH)):
         out = _put_row(job, own)
         pass_ = plan + 8 * hp.PLAN_HEAD
         for _ in range(i64(plan + 8 * hp.N_PASSES)):
-            scale = f64(job + k.SCALE_BITS)
-            targets = i64(job + k.TARGETS)
+            scale = f64(job + h.SCALE_BITS)
+            targets = i64(job + h.TARGETS)
             put_i64(targets, out)
-            k.put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slots, scale, targets, k.ONE)
+            put_aggregates(pass_ + 8 * hp.PASS_COLUMNS, slots, scale, targets, ONE)
             with_own = pass_ + i64(pass_ + 8 * hp.PASS_WITH_OWN)
-            k.put_aggregates(with_own, slots, scale, targets, k.ONE)
+            put_aggregates(with_own, slots, scale, targets, ONE)
             pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
         columns = plan + i64(plan + 8 * hp.ROUND_AT)
-        k.put_columns(i64(job + k.CODE), columns, slots, i64(job + k.ROW), out)
+        put_columns(i64(job + h.CODE), columns, slots, i64(job + h.ROW), out)
 
 
 @kernel
-def _ask_for_output(job: int, first: int, end: int) -> None:
-    """Ask for what will be written of the output's rows, which lie far apart."""
-    plan = i64(job + k.PLAN)
-    out = i64(job + k.OUT)
-    out_bytes = i64(job + k.OUT_BYTES)
-    for entry in range(first, end, i64(job + k.WIDTH)):
-        row = out + out_bytes * (i64(entry + h.STATE) & h.ROW_BITS)
-        line = (row + i64(plan + 8 * hp.FIRST_BYTE)) & ~(_LINE_BYTES - 1)
-        for at in range(line, row + i64(plan + 8 * hp.END_BYTE), _LINE_BYTES):
-            prefetch(at)
-
-
-@kernel
-def _put_targets(job: int, first: int, end: int) -> None:
+def _put_targets(job: int, targets: int, first: int, end: int) -> None:
     """Note where in the output the rows of the entries `first` to `end` are."""
-    target = i64(job + k.TARGETS)
-    for entry in range(first, end, i64(job + k.WIDTH)):
+    for entry in range(first, end, i64(job + h.WIDTH)):
         row = i64(entry + h.STATE) & h.ROW_BITS
-        put_i64(target, i64(job + k.OUT) + i64(job + k.OUT_BYTES) * row)
-        target += 8
+        put_i64(targets, i64(job + h.OUT) + i64(job + h.OUT_BYTES) * row)
+        targets += 8
 
 
 @kernel(nogil=True)
 def do_plain(job: int) -> None:
     """Write all columns of one entity's plan, for the rows of those that are plain."""
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
-    entries = i64(job + k.ENTRIES)
-    starts = i64(job + k.STARTS)
-    slots = i64(job + k.SLOTS)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
+    entries = i64(job + h.ENTRIES)
+    starts = i64(job + h.STARTS)
+    slots = i64(job + h.SLOTS)
     n_passes = i64(plan + 8 * hp.N_PASSES)
-    changes_end = i64(job + k.CHANGES)
-    last_change = changes_end + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
-    for code in range(i64(job + k.N_CODES)):
+    targets = i64(job + h.TARGETS)
+    next_targets = targets + 8 * h.PIECE
+    all_end = entries + width * i32(starts + 4 * i64(job + h.N_CODES))
+    changes_end = i64(job + h.CHANGES)
+    last_change = changes_end + h.CHANGE_BYTES * i64(job + h.N_CHANGES)
+    for code in range(i64(job + h.N_CODES)):
         first = entries + width * i32(starts + 4 * code)
         end = entries + width * i32(starts + 4 * code + 4)
         changes = changes_end
         changes_end = changes_of(changes, last_change, entries, width, end)
-        if first == end or u8(i64(job + k.IRREGULAR) + code) != 0:
+        if first == end or u8(i64(job + h.IRREGULAR) + code) != 0:
             continue
         for i in range(n_passes):
-            k.start_pass(slots + 8 * p.SLOT * i, first)
-        _ask_for_output(job, first, min(end, first + k.PIECE * width))
-        for piece in range(first, end, k.PIECE * width):
-            piece_end = min(end, piece + k.PIECE * width)
-            _ask_for_output(job, piece_end, min(end, piece_end + k.PIECE * width))
-            _put_targets(job, piece, piece_end)
+            start_pass(slots + 8 * p.SLOT * i, first)
+        _put_targets(job, next_targets, first, min(end, first + h.PIECE * width))
+        for piece in range(first, end, h.PIECE * width):
+            piece_end = min(end, piece + h.PIECE * width)
+            targets, next_targets = next_targets, targets
+            # The next piece may be of the next entity, which is as well.
+            _put_targets(job, next_targets, piece_end, min(all_end, piece_end + h.PIECE * width))
+            line = i64(plan + 8 * hp.FIRST_BYTE)
             pass_ = plan + 8 * hp.PLAN_HEAD
             for i in range(n_passes):
                 upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
-                tables = i64(job + k.TABLES) + 32 * i
+                tables = i64(job + h.TABLES) + 32 * i
                 slot = slots + 8 * p.SLOT * i
-                k.plain_pass(job, pass_, slot, tables, piece, piece_end, changes, upto)
+                if i64(pass_ + 8 * hp.PASS_IS_SUM):
+                    sum_pass(job, pass_, slot, piece, piece_end, targets, next_targets, line)
+                else:
+                    plain_pass(
+                        job,
+                        pass_,
+                        slot,
+                        tables,
+                        piece,
+                        piece_end,
+                        changes,
+                        upto,
+                        targets,
+                        next_targets,
+                        line,
+                    )
+                line = min(line + _LINE_BYTES, i64(plan + 8 * hp.END_BYTE) - 1)
                 pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
             _plain_round(job, first, piece, piece_end)
             upto = changes
             while upto < changes_end and i64(upto + 8) <= i64(piece_end - width):
                 upto += h.CHANGE_BYTES
-            k.turn_facts(entries, width, changes, upto)
+            turn_facts(entries, width, changes, upto)
             changes = upto
         pass_ = plan + 8 * hp.PLAN_HEAD
         for i in range(n_passes):
-            tables = i64(job + k.TABLES) + 32 * i
+            tables = i64(job + h.TABLES) + 32 * i
             mask = i64(pass_ + 8 * hp.PASS_MASK)
-            k.end_pass(slots + 8 * p.SLOT * i, pass_, tables, mask, width)
+            end_pass(slots + 8 * p.SLOT * i, pass_, tables, mask, width)
             pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
 
 
@@ -257,28 +272,28 @@ def changes_of(changes: int, last_change: int, entries: int, width: int, end: in
 @kernel(nogil=True)
 def do_others(job: int) -> None:
     """Write all columns of one entity's plan, for the rows of all others, absent ones included."""
-    plan = i64(job + k.PLAN)
-    width = i64(job + k.WIDTH)
-    entries = i64(job + k.ENTRIES)
-    starts = i64(job + k.STARTS)
-    slot = i64(job + k.SLOTS)
-    steps = i64(job + k.STEPS)
-    n_codes = i64(job + k.N_CODES)
-    changes_end = i64(job + k.CHANGES)
-    last_change = changes_end + h.CHANGE_BYTES * i64(job + k.N_CHANGES)
+    plan = i64(job + h.PLAN)
+    width = i64(job + h.WIDTH)
+    entries = i64(job + h.ENTRIES)
+    starts = i64(job + h.STARTS)
+    slot = i64(job + h.SLOTS)
+    steps = i64(job + h.STEPS)
+    n_codes = i64(job + h.N_CODES)
+    changes_end = i64(job + h.CHANGES)
+    last_change = changes_end + h.CHANGE_BYTES * i64(job + h.N_CHANGES)
     for code in range(n_codes):
         first = entries + width * i32(starts + 4 * code)
         end = entries + width * i32(starts + 4 * code + 4)
         changes = changes_end
         changes_end = changes_of(changes, last_change, entries, width, end)
-        if u8(i64(job + k.IRREGULAR) + code) == 0:
+        if u8(i64(job + h.IRREGULAR) + code) == 0:
             continue
         pass_ = plan + 8 * hp.PLAN_HEAD
         for i in range(i64(plan + 8 * hp.N_PASSES)):
             upto = changes_end if i64(pass_ + 8 * hp.PASS_READS_FACTS) else changes
-            tables = i64(job + k.TABLES) + 32 * i
-            k.start_pass(slot, first)
-            k.stepped_pass(job, pass_, slot, tables, first, end, changes, upto, steps)
+            tables = i64(job + h.TABLES) + 32 * i
+            start_pass(slot, first)
+            stepped_pass(job, pass_, slot, tables, first, end, changes, upto, steps)
             pass_ += i64(pass_ + 8 * hp.PASS_NEXT)
         _stepped_round(job, first, end, steps)
         steps += h.STEP_BYTES * ((end - first) // width)
@@ -310,4 +325,4 @@ def do_rest(
         put_i64(packed + r.AMOUNT, i64(amounts + 8 * row))
         for v in range(n_values):
             put_i64(numbers + 8 * v, i64(i64(values + 8 * v) + 8 * row))
-        k.put_columns(code, columns, slots, packed, out + out_bytes * row)
+        put_columns(code, columns, slots, packed, out + out_bytes * row)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from freshscore.features import history_layout as h
 from freshscore.features import row as r
+from freshscore.features.history_groups import Groups, Order
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program
 from freshscore.features.table import Bools, Int32s, Int64s, PaymentTable
@@ -58,20 +59,6 @@ class Turns:
     first: Bools
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """The entries of all irregular entities together, entity by entity.
-
-    place: int64 (m,), numbers of entries. row: int64 (m,), which row belongs there. steps: int32
-    (m, 4) as features/history_layout.py says. first: bool (m,), counts from the beginning.
-    """
-
-    place: Int64s
-    row: Int64s
-    steps: Int32s
-    first: Bools
-
-
 def copies_of(table: PaymentTable, first: Int32s, program: Program, keys: Keys) -> Copies:
     """The copies in `table`; first: int32 (n,), the first row with the same identity."""
     later = np.flatnonzero(first != np.arange(len(table), dtype=np.int32))
@@ -89,36 +76,47 @@ def turns_of(
     )
     code = codes[copies.row]
     rank = _content_ranks(copies.content, program, entity)
-    families = np.lexsort((copies.row, code, copies.payment))
-    families = families[code[families] >= 0]
-    starts = _changes(copies.payment[families], code[families])
+    order = np.lexsort((copies.row, code, copies.payment))
+    order = order[code[order] >= 0]
+    family = np.zeros(len(order), np.int64)
+    family[_changes(copies.payment[order], code[order])] = 1
+    family = np.cumsum(family)
     taken = accepted[copies.row]
-    for family in np.split(families, starts[1:]):
-        if is_true:
-            _settle(turns, family[taken[family]], family, rank)
-        else:
-            _take_turns(turns, family.tolist(), taken, rank)
+    if is_true:
+        _settle(turns, order, family, taken, rank)
+    else:
+        _take_turns(turns, order, family, taken, rank)
     return turns
 
 
-def _settle(turns: Turns, accepted: Int64s, family: Int64s, rank: Int64s) -> None:
-    if len(accepted):
-        winner = accepted[np.argmin(rank[accepted])]
-        turns.first[winner] = True
-        turns.aside[family] = winner
+def _settle(turns: Turns, order: Int64s, family: Int64s, taken: Bools, rank: Int64s) -> None:
+    """All copies are there at once: the accepted one with the smallest content counts."""
+    accepted = order[taken[order]]
+    family_of = np.zeros(len(taken), np.int64)
+    family_of[order] = family
+    best = accepted[np.lexsort((rank[accepted], family_of[accepted]))]
+    winners = best[_changes(family_of[best])]
+    turns.first[winners] = True
+    winner_of = np.full(len(order) + 1, NOBODY, np.int64)
+    winner_of[family_of[winners]] = winners
+    turns.aside[order] = winner_of[family]
 
 
-def _take_turns(turns: Turns, family: list[int], accepted: Bools, rank: Int64s) -> None:
-    holder = NOBODY
-    for copy in family:
+def _take_turns(turns: Turns, order: Int64s, family: Int64s, taken: Bools, rank: Int64s) -> None:
+    """Copies come one after the other, and each is replaced by a smaller content only."""
+    columns = (order, family, taken[order], rank[order])
+    holder, held_rank, last_family = NOBODY, 0, 0
+    for copy, own, accepted, own_rank in zip(*(one.tolist() for one in columns), strict=True):
+        if own != last_family:
+            holder, last_family = NOBODY, own
         turns.aside[copy] = holder
-        if accepted[copy] and (holder == NOBODY or rank[copy] < rank[holder]):
+        if accepted and (holder == NOBODY or own_rank < held_rank):
             turns.comes[copy] = True
             turns.goes[copy] = holder
-            holder = copy
+            holder, held_rank = copy, own_rank
 
 
-def _changes(*columns: NDArray[np.integer[Any]]) -> Int64s:
+def _changes(*columns: NDArray[Any]) -> Int64s:
     """Where rows of sorted columns differ from the row before; the first does."""
     n = len(columns[0])
     differs = np.zeros(n, np.bool_)
@@ -157,25 +155,22 @@ def ordered(
     table: PaymentTable,
     identity: Words,
     accepted: Bools,
-    starts: Int32s,
-    irregular: NDArray[np.uint8],
-    entries: Int64s,
+    groups: Groups,
     copies: Copies | None,
     turns: Turns | None,
     is_true: bool,
 ) -> Order:
-    """Order and steps of the irregular entities.
+    """Order and steps of the irregular entities among `groups`, whose entries are in table order.
 
-    starts: int32, where each code's entries begin. entries: int64 (n, words), grouped by code in
-    the table's order.
+    identity: uint64 (n,); accepted: bool (n,), whether each row counts for others.
     """
-    groups = np.flatnonzero(irregular)
-    lengths = (starts[groups + 1] - starts[groups]).astype(np.int64)
-    group = np.repeat(np.arange(len(groups)), lengths)
+    starts, codes = groups.starts, np.flatnonzero(groups.irregular)
+    lengths = (starts[codes + 1] - starts[codes]).astype(np.int64)
+    group = np.repeat(np.arange(len(codes)), lengths)
     begins = np.cumsum(lengths) - lengths
     inside = np.arange(len(group)) - begins[group]
-    place = starts[groups].astype(np.int64)[group] + inside
-    arrived = entries[place, h.STATE // 8] & h.ROW_BITS
+    place = starts[codes].astype(np.int64)[group] + inside
+    arrived = groups.entries[place, h.STATE // 8] & h.ROW_BITS
     order = np.lexsort((identity[arrived], table.time_ms[arrived], group))
     row = arrived[order]
     local = np.empty(len(order), np.int64)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "backfill": "load past payments, and what became known of them, into a store",
     "demo": "generate, train, replay a week, and show what the cache saves",
     "explain": "why one transaction has its score, and why the cache did or did not serve it",
+    "features compute": "point-in-time features of a whole file, as serving would have seen them",
     "generate": "make payments like the Handbook's, of any size and seed, frauds included",
     "models evaluate": "the Handbook's protocol on a file or on generated payments",
     "models import": "make a LightGBM model of your own the champion",

@@ -141,7 +141,7 @@ def live_history(table: PaymentTable, acceptance: Acceptance | None) -> Floats:
     program = compiled(table.specification)
     keys = keys_of(program)
     # A horizon that forgets nothing: history answers for late rows too, of any lateness.
-    limits = StoreLimits(100_000, 200_000, 30_000, 2**41, 1 << 28)
+    limits = StoreLimits(20_000, 50_000, 30_000, 2**41, 1 << 26)
     store = MemoryStore(program, keys, limits)
     packer = Packer(program, keys, CATEGORIES)
     transactions = list(table.transactions())
@@ -187,6 +187,21 @@ def same(one: Floats, other: Floats) -> bool:
     """Equal bit for bit; any NaN equals any other."""
     equal = (one.view(np.int64) == other.view(np.int64)) | (np.isnan(one) & np.isnan(other))
     return bool(equal.all())
+
+
+def with_time(transaction: Transaction, time_ms: int) -> Transaction:
+    """The same payment at another time."""
+    return Transaction(
+        transaction_id=transaction.transaction_id,
+        time=time_ms,
+        amount_minor=transaction.amount_minor,
+        currency=transaction.currency,
+        entities=transaction.entities,
+        kind=transaction.kind,
+        fields=transaction.fields,
+        location=transaction.location,
+        flags=transaction.flags,
+    )
 
 
 def random_stream(rng: np.random.Generator, n: int, trouble: float = 0.3) -> Stream:
