@@ -32,8 +32,8 @@ SEARCH_FROM: Final = 64
 ARENA_HEAD_WORDS: Final = 10
 
 REGION_FREE: Final = -1
-# A region inside a run that does not begin there.
-REGION_INNER: Final = -2
+# A region of a run, which one large segment has alone: cleaning must never walk it.
+REGION_OF_RUN: Final = -2
 FREE: Final = -1
 SEGMENT_HEAD: Final = 16
 
@@ -87,8 +87,7 @@ def _large(arena: int, size: int) -> int:
         return NO_ROOM
     states = i64(arena + STATES)
     for region in range(first, first + n):
-        put_i64(states + 8 * region, REGION_INNER)
-    put_i64(states + 8 * first, size)
+        put_i64(states + 8 * region, REGION_OF_RUN)
     put_i64(arena + USED, i64(arena + USED) + n)
     return i64(arena + BASE) + first * region_bytes
 

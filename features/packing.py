@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from freshscore.config.errors import BadTransaction
+from freshscore.config.errors import BadTransaction, ModelMismatch
 from freshscore.config.secret import Secret
 from freshscore.features.layout import NO_PLACE, place
 from freshscore.features.memory import BYTES_AT, address_of
@@ -24,6 +24,7 @@ from freshscore.features.row import make_row, row_words
 from freshscore.features.transaction import KIND_CODES, Transaction
 
 if TYPE_CHECKING:
+    from freshscore.features.specification import FeatureSpecification
     from freshscore.features.table import PaymentTable
 
 _NAN: Final = float("nan")
@@ -75,6 +76,7 @@ class Packer:
     """Makes rows for one program, one set of keys and one model's category codes and cohorts.
 
     The cohort of a transaction is the first that it meets, else the one after the last (`all`).
+    Raises ModelMismatch for a cohort of a field that the specification does not read.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Packer:
         self.keys = keys
         self._spec = spec
         self._codes = codes or {}
+        _check_cohorts(spec, cohorts)
         self._cohorts = cohorts
         self._entity_parts = tuple(layout.parts for layout in program.entities)
         self._n_values = len(spec.plain_fields) + len(spec.categories)
@@ -224,6 +227,18 @@ def _as_float(name: str, value: float) -> float:
         return float(value)
     except OverflowError:
         raise BadTransaction(f"field {name!r} is beyond the largest float64") from None
+
+
+def _check_cohorts(spec: FeatureSpecification, cohorts: tuple[Cohort, ...]) -> None:
+    # A table holds only what its specification reads: any other field would make single payments
+    # and batches decide differently.
+    read = {*spec.categories, *(one.field for one in spec.conditions if one.field is not None)}
+    for cohort in cohorts:
+        if cohort.field not in read:
+            raise ModelMismatch(
+                f"cohort {cohort.name!r} is of the field {cohort.field!r}, which specification"
+                f" {spec.name} does not read as text; it reads {', '.join(sorted(read)) or 'none'}"
+            )
 
 
 def _joined(parts: tuple[str, ...], entities: Mapping[str, str]) -> bytes | None:

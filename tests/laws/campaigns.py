@@ -21,7 +21,7 @@ import numpy as np
 from freshscore.config.errors import AsOfTooOld, EventRefused
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.result import Result
-from tests.laws.law_models import law_model
+from tests.laws.law_models import expected_decision, law_model
 from tests.laws.law_specifications import Scaled, mixed, shipped
 from tests.laws.records import Records
 from tests.laws.traffic import Paid, Traffic
@@ -206,6 +206,9 @@ class Campaign:
         self._expect(not is_too_old, "an instant was taken that is too old", payment)
         self._expect(result.as_of == at, f"as_of is {result.as_of}, not {at}", payment)
         self._expect(not result.degraded, "the answer is degraded", payment)
+        assert result.score is not None  # a served score is a number
+        expected = expected_decision(self.world.model, payment.fields, result.score)
+        self._expect(result.decision == expected, f"it is not decided {expected}", payment)
         self.outcome.answers[str(result.source)] += 1
         self.records.answered(payment, result)
         if chance.random() < 0.3:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from tests.laws.worlds import MONDAY_MS, Limits, new_store
 
 KINDS = ("walked", "called", "callable")
 THRESHOLDS = CohortThresholds("all", 0.4, 0.6)
+WEB = CohortThresholds("web", 0.5, 0.5, "channel", "web")
 
 
 def law_model(kind: str, scaled: Scaled, seed: int) -> ServableModel:
@@ -34,7 +36,7 @@ def law_model(kind: str, scaled: Scaled, seed: int) -> ServableModel:
 
 def callable_model(scaled: Scaled, version: str = "digest") -> CallableModel:
     """A callable whose score differs wherever one bit of one feature does."""
-    return CallableModel(digest_of_features, version, [THRESHOLDS], codes_of(scaled))
+    return CallableModel(digest_of_features, version, cohorts_of(scaled), codes_of(scaled))
 
 
 def booster_model(scaled: Scaled, seed: int, *, linear: bool = False, n_trees: int = 8) -> Model:
@@ -65,7 +67,7 @@ def booster_model(scaled: Scaled, seed: int, *, linear: bool = False, n_trees: i
     return import_booster(
         text,
         specification,
-        cohorts=[THRESHOLDS],
+        cohorts=cohorts_of(scaled),
         made_at_ms=MONDAY_MS + seed % 10**9,
         codes=codes_of(scaled),
         golden_rows=8,
@@ -88,6 +90,20 @@ def sample_of_features(scaled: Scaled, seed: int, n: int = 500) -> NDArray[np.fl
             fact = traffic.chance.randrange(len(scaled.specification.facts))
             store.label(row, fact, True, payment.time, payment.time, False)
     return np.array(found)
+
+
+def cohorts_of(scaled: Scaled) -> list[CohortThresholds]:
+    """Thresholds of their own for a channel, where the specification reads it."""
+    spec = scaled.specification
+    reads_channel = "channel" in (*spec.categories, *(one.field for one in spec.conditions))
+    return [WEB, THRESHOLDS] if reads_channel else [THRESHOLDS]
+
+
+def expected_decision(model: ServableModel, fields: Mapping[str, object], score: float) -> str:
+    """The decision by the first cohort that the fields meet."""
+    meets = [fields.get(cohort.field) == cohort.value for cohort in model.cohorts]
+    review, decline = model.cohort_thresholds[[*meets, True].index(True)]
+    return "decline" if score >= decline else "review" if score >= review else "approve"
 
 
 def codes_of(scaled: Scaled) -> dict[str, dict[str, int]]:

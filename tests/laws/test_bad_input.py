@@ -20,11 +20,13 @@ from freshscore.config.errors import (
     BadTransaction,
     EventRefused,
     FreshscoreError,
+    ModelMismatch,
     NoModel,
     UnknownTransaction,
 )
 from freshscore.features.transaction import EARLIEST_MS, LATEST_MS, Transaction
 from freshscore.scoring.callable_model import CallableModel
+from freshscore.scoring.model_file import CohortThresholds
 from freshscore.scoring.scorer import Scorer
 from tests.features.payment_forms import PAYMENT, SPECIFICATION
 from tests.features.test_bad_payments import CASES, CASES_OF_SPECIFICATION
@@ -266,6 +268,14 @@ def test_a_model_without_a_finite_score_is_an_error_and_nothing_is_kept(score: f
             world.scorer.score(payment)
     assert world.scorer.stats()["cache"]["scores"] == 0
     assert world.scorer.stats()["requests"] == 0
+
+
+def test_a_cohort_of_a_field_that_the_specification_does_not_read_is_refused() -> None:
+    """A batch could not see it, and would decide otherwise than single payments are decided."""
+    cohorts = [CohortThresholds("home", 0.1, 0.2, "country", "DE"), THRESHOLDS]
+    model = CallableModel(digest_of_features, "digest", cohorts)
+    with pytest.raises(ModelMismatch, match="'country'"):
+        Scorer.open(settings={"store.specification": "handbook"}, model=model)
 
 
 def test_without_a_model_the_error_names_the_commands_that_make_one(tmp_path: Path) -> None:

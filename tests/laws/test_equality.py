@@ -38,6 +38,15 @@ def test_every_answer_of_a_campaign_is_what_the_oracle_gives(
     assert outcome.refused["early"] > 0
 
 
+# Each found a fault: cleaning that walked the region of a large segment (arena).
+FAILED_ONCE = [Plan(1003, "mixed", "walked", 11_000)]
+
+
+@pytest.mark.parametrize("plan", FAILED_ONCE)
+def test_a_campaign_that_once_failed_does_not_fail_again(plan: Plan) -> None:
+    campaign(plan)
+
+
 def test_the_campaigns_are_a_hundred_thousand_operations_and_the_soak_ten_million() -> None:
     assert len(CAMPAIGNS) * STEPS >= 10**5
     assert SOAK_CHUNKS * SOAK_STEPS >= 10**7

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from freshscore.features.specification import (
     FeatureSpecification,
     WindowGroup,
 )
+from freshscore.features.store import MemoryStore
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.callable_model import CallableModel
 from freshscore.scoring.result import Result
@@ -359,32 +360,70 @@ def test_two_scorers_that_pack_one_transaction_at_once_read_their_own_rows() -> 
         World(FeatureSpecification.shipped("payments"), callable_model(SCALED)),
     ]
     expected = [world.row(pay("t", 0, card="c")) for world in worlds]
-    lines = packing_lines(worlds[0], pay("t", 0, card="c"))
+    code = Packer.row.__code__
+    lines = lines_of(code, lambda: worlds[0].row(pay("t", 0, card="c")))
     assert len(lines) > 5
     for line in lines:
         payment = pay("t", 0, card="c")
-        interrupted_at(line, worlds[0], payment, functools.partial(worlds[1].row, payment))
+        interrupted_at(
+            line,
+            code,
+            functools.partial(worlds[0].row, payment),
+            functools.partial(worlds[1].row, payment),
+        )
         assert [world.row(payment) for world in worlds] == expected, line
 
 
-def packing_lines(world: World, payment: Transaction) -> list[int]:
-    """The lines of Packer.row that packing a transaction goes through."""
+@pytest.mark.parametrize("name", ["_grow_payments", "_grow_entities"])
+def test_whoever_comes_between_two_lines_of_a_tables_growth_finds_everything(name: str) -> None:
+    """Not an event is counted twice, and none is lost, when another thread is there first."""
+    n = int(1_024 * 0.7)
+    n_cards = n if name == "_grow_entities" else 7
+    events = [pay(f"t{i}", i, card=f"c{i % n_cards}", merchant=f"m{i % 7}") for i in range(n)]
+    one_more, another = (pay(f"more {i}", n + i, card=f"more {i}") for i in range(2))
+    whole = filled([*events, one_more, another])
+    code = getattr(MemoryStore, name).__code__
+    lines = lines_of(code, lambda: filled(events).scorer.observe(one_more))
+    assert len(lines) > 5
+    for line in lines:
+        world = filled(events)
+
+        def meddle(world: World = world) -> None:
+            for event in (events[3], events[-1], another):
+                world.scorer.observe(event)
+
+        interrupted_at(line, code, lambda: world.scorer.observe(one_more), meddle)  # noqa: B023  # called at once
+        assert versions(world.store) == versions(whole.store), line
+        assert world.store.n_records == whole.store.n_records
+        assert world.store.n_payments == whole.store.n_payments
+
+
+def filled(events: list[Transaction]) -> World:
+    """A world with these events."""
+    world = World(SPECIFICATION, callable_model(SCALED))
+    for event in events:
+        world.scorer.observe(event)
+    return world
+
+
+def lines_of(code: CodeType, run: Callable[[], object]) -> list[int]:
+    """The lines of one function that `run` goes through."""
     found: list[int] = []
-    interrupted_at(None, world, payment, lambda: None, found)
+    interrupted_at(None, code, run, lambda: None, found)
     return found
 
 
 def interrupted_at(
     line: int | None,
-    world: World,
-    payment: Transaction,
+    code: CodeType,
+    run: Callable[[], object],
     call: Callable[[], object],
     seen: list[int] | None = None,
 ) -> None:
-    """Pack, with `call` made before one line of Packer.row, as another thread might."""
+    """Run, with `call` made before one line of one function, as another thread might."""
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code is not Packer.row.__code__:
+        if frame.f_code is not code:
             return None
         if event == "line":
             if seen is not None:
@@ -397,7 +436,7 @@ def interrupted_at(
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        world.row(payment)
+        run()
     finally:
         sys.settrace(before)
 
