@@ -33,11 +33,14 @@ NUMBERS: Final = 0
 ROWS: Final = 8
 MEMBERS: Final = 16
 ACCUMULATORS: Final = 24
+# Bytes of one state that are asked from memory before they are read: beyond them, reading is
+# regular enough for the processor to ask by itself.
+_MOST_ASKED: Final = 4096
 
 
 @kernel
 def find_states(store: int, row: int, scratch: int) -> None:
-    """Find the rows of the transaction's entities (0: absent or new), and ask for their records.
+    """Find the rows of the transaction's entities (0: absent or new).
 
     A number of -2 is an absent entity, -1 one without a state.
     """
@@ -52,12 +55,21 @@ def find_states(store: int, row: int, scratch: int) -> None:
             number = t.find_entity(head, low, high)
             if number >= 0:
                 address = t.entity_row(head, number)
-                records = i64(address + t.RECORDS)
-                length = min(i64(address + t.COUNT) * i64(head + t.WIDTH), 4096)
-                for at in range(records, records + length, 64):
-                    prefetch(at)
         put_i64(scratch + 8 * (NUMBERS + e), number)
         put_i64(scratch + 8 * (ROWS + e), address)
+
+
+@kernel
+def ask_for_states(store: int, scratch: int) -> None:
+    """Ask memory for the records of the states that `find_states` found."""
+    for e in range(i64(store + t.N_ENTITIES)):
+        row = i64(scratch + 8 * (ROWS + e))
+        if row != 0:
+            records = i64(row + t.RECORDS)
+            width = i64(t.entity_head(store, e) + t.WIDTH)
+            length = min(i64(row + t.COUNT) * width, _MOST_ASKED)
+            for at in range(records, records + length, 64):
+                prefetch(at)
 
 
 @kernel
@@ -213,5 +225,6 @@ def _accumulate_last(
 def read_features(store: int, code: int, row: int, as_of: int, scratch: int, out: int) -> None:
     """Write the feature vector of the transaction in `row` at `as_of` to `out`, float64."""
     find_states(store, row, scratch)
+    ask_for_states(store, scratch)
     accumulate(store, code, row, as_of, scratch)
     finished(code, scratch + 8 * ACCUMULATORS, row, out)

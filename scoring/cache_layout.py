@@ -10,7 +10,8 @@ use. So what was used again outlives any number of payments that are scored once
 is no longer used grows old. Buckets of eight lose about 2 % of the entries that a whole LRU holds.
 
 An entry, in bytes, then its box (lowest and highest cell of each feature, uint16), then a mark of
-32 bits for each entity's state.
+32 bits for each entity's state. STATES is the sum of the states' versions without the payment's own
+records, SEEN the sum with them as it last was: where that has not moved, neither has the other.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ SCORE: Final = 64
 HASH_LOW: Final = 72
 HASH_HIGH: Final = 80
 COMPUTED: Final = 88
-BOX: Final = 96
+SEEN_LOW: Final = 96
+SEEN_HIGH: Final = 104
+BOX: Final = 112
 
 # The head of a tier, in bytes.
 ENTRIES: Final = 0

@@ -46,6 +46,7 @@ from freshscore.features.reading_states import (
     ROWS,
     accumulate,
     accumulate_span,
+    ask_for_states,
     changes_of,
     find_states,
     own_records,
@@ -79,14 +80,13 @@ _CANONICAL_NAN: Final = 0x7FF8000000000000
 
 
 @kernel
-def versions_without_own(store: int, row: int, scratch: int) -> Hash:
-    """The versions of the transaction's states, its own records aside, in one number.
+def without_own(store: int, row: int, low: np.uint64, high: np.uint64, scratch: int) -> Hash:
+    """The versions of the transaction's states, `low` and `high`, its own records aside.
 
     Where its own event is known and nothing else of it, its records follow from the row; so a memo
     is confirmed without looking into any state. If the row differs from what was observed, the
     result is another number, and no memo is served.
     """
-    low, high = states_version(store, scratch)
     entry = t.find_payment(store, u64(row))
     known = i64(entry + t.PAYMENT_TIME)
     if known == 0:
@@ -275,10 +275,8 @@ def _write_out(
         decision = c.REVIEW
     put_i64(out + c.OUT_DECISION, decision)
     age = max(0, as_of - i64(entry + c.COMPUTED))
-    bucket = 0
-    while age > 0 and bucket < c.AGE_BUCKETS - 1:
-        age >>= 1
-        bucket += 1
+    # The exponent of a double is the number of its bits, and 0 for zero.
+    bucket = min(max(0, (bits_of(float(age)) >> 52) - 1022), c.AGE_BUCKETS - 1)
     _count(tier, c.BY_SOURCE + source)
     _count(tier, c.AGES + c.AGE_BUCKETS * source + bucket)
 
@@ -357,6 +355,23 @@ def _refusal(store: int, code: int, time: int, as_of: int) -> int:
 
 
 @kernel
+def _is_as_seen(row: int, entry: int, low: np.uint64, high: np.uint64) -> bool:
+    """Whether this content was served from `entry` on states of these versions, own records too."""
+    return bool(
+        u64(entry + c.SEEN_LOW) == low
+        and u64(entry + c.SEEN_HIGH) == high
+        and u64(entry + c.CONTENT_LOW) == u64(row + r.CONTENT_LOW)
+        and u64(entry + c.CONTENT_HIGH) == u64(row + r.CONTENT_HIGH)
+    )
+
+
+@kernel
+def _see(entry: int, low: np.uint64, high: np.uint64) -> None:
+    put_u64(entry + c.SEEN_LOW, low)
+    put_u64(entry + c.SEEN_HIGH, high)
+
+
+@kernel
 def _is_memo(row: int, as_of: int, entry: int, same_states: bool) -> bool:
     return bool(
         same_states
@@ -401,7 +416,11 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     ask_for_rows(store, row)
     entry = find(tier, u64(row), u64(row + r.IDENTITY_HIGH))
     find_states(store, row, scratch)
-    low, high = versions_without_own(store, row, scratch)
+    seen_low, seen_high = states_version(store, scratch)
+    if entry != NONE and _is_as_seen(row, entry, seen_low, seen_high):
+        low, high = u64(entry + c.STATES_LOW), u64(entry + c.STATES_HIGH)
+    else:
+        low, high = without_own(store, row, seen_low, seen_high, scratch)
     moved = False
     cause = i64(out + c.OUT_CAUSE)
     if keep:
@@ -415,9 +434,11 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         same = bool(u64(entry + c.STATES_LOW) == low and u64(entry + c.STATES_HIGH) == high)
         if _is_memo(row, as_of, entry, same):
             source = c.MEMO
+            _see(entry, seen_low, seen_high)
         else:
             cause = _cause(store, row, tier, entry, as_of, same, scratch)
     if source != c.MEMO:
+        ask_for_states(store, scratch)
         _evaluate(context, row, as_of)
         if not keep and entry != NONE and _same_key(tier, entry):
             source = c.BOX_HIT if has_box else c.CELL
@@ -467,6 +488,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         if has_box and signed(random_bits(tier) >> np.uint64(11)) < i64(tier + c.PROBE_BELOW):
             _probe(context, row, as_of, entry)
     if source != c.MEMO:
+        _see(entry, seen_low, seen_high)
         _remember(context, row, as_of, low, high, entry)
         if moved:
             put_i64(entry + c.VALID_UNTIL, as_of)
