@@ -27,12 +27,13 @@ from freshscore.features.evaluation import (
 from freshscore.features.finishing import finished
 from freshscore.features.memory import i64, prefetch, put_i64, put_u64, u64
 
-# Scratch of one reader, in words: number and row of each entity, the members of one, then the
-# accumulators (slots and lasts), then the work of scans.
+# Scratch of one reader, in words: number and row of each entity, the members of one, how often the
+# accumulators were filled, then those (slots and lasts), then the work of scans.
 NUMBERS: Final = 0
 ROWS: Final = 8
 MEMBERS: Final = 16
-ACCUMULATORS: Final = 24
+FILLED: Final = 24
+ACCUMULATORS: Final = 25
 # Bytes of one state that are asked from memory before they are read: beyond them, reading is
 # regular enough for the processor to ask by itself.
 _MOST_ASKED: Final = 4096
@@ -182,6 +183,7 @@ def _own_is_elsewhere(store: int, row: int) -> bool:
 @kernel
 def accumulate(store: int, code: int, row: int, as_of: int, scratch: int) -> None:
     """Fill all accumulators for the transaction in `row`, after `find_states`."""
+    put_i64(scratch + 8 * FILLED, i64(scratch + 8 * FILLED) + 1)
     span = code + 8 * i64(code + 8 * p.SPANS_AT)
     for _ in range(i64(code + 8 * p.N_SPANS)):
         accumulate_span(store, code, span, row, as_of, scratch)

@@ -18,7 +18,7 @@ from freshscore.features.table import PaymentTable
 from freshscore.features.table_rows import rows_of
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.result import DECISIONS, SOURCES
-from freshscore.scoring.serving import Serving, features_in, kept
+from freshscore.scoring.serving import Serving, features_at, keep
 
 _TOO_OLD: Final = "as_of: older than what the state holds (newest event - store.horizon_s)"
 _TOO_EARLY: Final = "as_of: before the payment's own time"
@@ -63,11 +63,12 @@ def _call_model(
     needing = np.flatnonzero(statuses == c.NEEDS_MODEL)
     if len(needing) == 0:
         return
-    scores = serving.model.predict(features_in(serving, outs[needing]))
+    features = np.ascontiguousarray(outs[needing, features_at(serving) :]).view(np.float64)
+    scores = serving.model.predict(features)
+    row_at, out_at = address_of(rows), address_of(outs)
     for i, score in zip(needing.tolist(), scores.tolist(), strict=True):
-        answer = kept(serving, rows[i].tobytes(), outs[i].tobytes(), score)
-        outs[i] = np.frombuffer(answer, np.uint8)
-        statuses[i] = c.SERVED
+        keep(serving, row_at + i * rows.strides[0], out_at + i * outs.strides[0], score)
+    statuses[needing] = c.SERVED
 
 
 def as_frame(

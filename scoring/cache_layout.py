@@ -63,7 +63,6 @@ PROBE_BELOW: Final = 96  # a hit is probed if 53 random bits are below it
 HASH_KEY: Final = 104  # 16 bytes: the specification's fingerprint
 CAP_MS: Final = 120
 MAX_STEPS: Final = 128
-N_COHORTS: Final = 136
 THRESHOLDS: Final = 144  # address: review and decline for each cohort, float64
 CELLS: Final = 152  # address of room for one vector of cells, uint16
 FEATURES: Final = 160  # address of room for one vector of features, float64
@@ -99,8 +98,6 @@ ABSORBED: Final = 16
 BY_ENTITY: Final = 24
 PROBES: Final = 32
 MISMATCHES: Final = 33
-DEGRADED: Final = 34
-REQUESTS: Final = 35
 AGES: Final = 40
 AGE_BUCKETS: Final = 48
 STATISTICS_WORDS: Final = AGES + N_SOURCES * AGE_BUCKETS
@@ -119,8 +116,10 @@ OUT_HASH_HIGH: Final = 72
 OUT_CAUSE: Final = 80
 OUT_MODE: Final = 88
 OUT_VERSIONS: Final = 96
-# OUT_MODE as a caller sets it: to keep the score in OUT_SCORE, which the model gave.
+# OUT_MODE after NEEDS_MODEL: the next call with it keeps the score that it is given.
 KEEP: Final = 1
+# Until it is served: which filling of the accumulators its features are of.
+OUT_FILLED: Final = OUT_VALID_UNTIL
 
 # The first five of them: score, source, decision, as_of, valid_until.
 HEAD: Final = struct.Struct("<dqqqq")

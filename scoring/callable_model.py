@@ -76,3 +76,7 @@ class CallableModel:
                 f" {len(scores)} that are no finite number"
             )
         return scores
+
+    def predict_one(self, features: NDArray[np.float64]) -> float:
+        """The score of one row (F,); raises BadModel as `predict` does."""
+        return float(self.predict(features.reshape(1, -1))[0])

@@ -115,11 +115,26 @@ class Model:
         """Scores, float64 (n,), of a float64 matrix (n, features) in the specification's order."""
         if self.forest is not None:
             return self.forest.scores(matrix)
-        if len(matrix) == 1:
-            scores = np.array([self._fast_score(matrix[0])])
-        else:
-            scores = self._linked(self._loaded.scores(self._own(matrix)))
+        scores = self._loaded.scores(self._own(matrix))
+        if self.content.custom_link is not None:
+            # LightGBM gives raw scores for an objective that it does not know.
+            scores = self.link.of(scores)
         return scores if self.calibration is None else self.calibration.of(scores)
+
+    def predict_one(self, features: NDArray[np.float64]) -> float:
+        """The score of one row (F,), by LightGBM's single-row call where the walk does not do."""
+        if self.forest is not None:
+            return float(self.forest.scores(features.reshape(1, -1))[0])
+        fast: FastRow | None = getattr(self._of_thread, "fast", None)
+        if fast is None:
+            fast = self._of_thread.fast = self._loaded.fast_row()
+        features.take(self._columns, out=fast.features)
+        score = fast.score()
+        if self.content.custom_link is not None:
+            score = float(self.link.of(np.array([score]))[0])
+        return (
+            score if self.calibration is None else float(self.calibration.of(np.array([score]))[0])
+        )
 
     def contributions(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each feature adds to the raw score, (n, features + 1), the expected value last."""
@@ -155,17 +170,6 @@ class Model:
     def _own(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """The booster's own features, in its order."""
         return np.ascontiguousarray(matrix[:, self._columns])
-
-    def _fast_score(self, row: NDArray[np.float64]) -> float:
-        fast: FastRow | None = getattr(self._of_thread, "fast", None)
-        if fast is None:
-            fast = self._of_thread.fast = self._loaded.fast_row()
-        np.take(row, self._columns, out=fast.features)
-        return float(self._linked(np.array([fast.score()]))[0])
-
-    def _linked(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """LightGBM's scores, and for a custom objective, for which it gives raw ones, the link."""
-        return scores if self.content.custom_link is None else self.link.of(scores)
 
     def _check_golden_rows(self) -> None:
         rows = golden_matrix(self.content)

@@ -43,6 +43,7 @@ from freshscore.features.memory import (
 )
 from freshscore.features.reading_states import (
     ACCUMULATORS,
+    FILLED,
     ROWS,
     accumulate,
     accumulate_span,
@@ -390,8 +391,8 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     SERVED; NEEDS_MODEL, with the features behind the versions, where the model is not walked here;
     or why the instant is refused, with nothing written.
 
-    After NEEDS_MODEL the caller puts the model's score into `out`, and KEEP as its mode, and calls
-    again: the score is kept and reported for the states of that moment. It becomes a memo only if
+    After NEEDS_MODEL the caller calls again, with the same `out` and the bits of the score as
+    `as_of`: it is kept and reported for the states of that moment. It becomes a memo only if
     they are still the same; else the next request evaluates, and finds its cell.
     """
     store = i64(context + c.STORE)
@@ -402,6 +403,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     has_box = i64(tier + c.HAS_BOX) != 0
     keep = i64(out + c.OUT_MODE) == c.KEEP
     time = i64(row + r.TIME)
+    score_bits = as_of
     if keep:
         as_of = i64(out + c.OUT_AS_OF)
     elif as_of == 0:
@@ -423,8 +425,11 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         low, high = without_own(store, row, seen_low, seen_high, scratch)
     moved = False
     cause = i64(out + c.OUT_CAUSE)
+    evaluated = False
     if keep:
-        moved = _states_moved(store, out, scratch)
+        # During the call the instant may have become one for which records are not held any more.
+        moved = _states_moved(store, out, scratch) or _refusal(store, code, time, as_of) != c.SERVED
+        evaluated = i64(out + c.OUT_FILLED) == i64(scratch + 8 * FILLED)
     else:
         # The last event and pairs are looked for before the payment's own time.
         looks_from = time if i64(code + 8 * p.N_LASTS) > 0 else as_of
@@ -438,8 +443,9 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         else:
             cause = _cause(store, row, tier, entry, as_of, same, scratch)
     if source != c.MEMO:
-        ask_for_states(store, scratch)
-        _evaluate(context, row, as_of)
+        if not evaluated:
+            ask_for_states(store, scratch)
+            _evaluate(context, row, as_of)
         if not keep and entry != NONE and _same_key(tier, entry):
             source = c.BOX_HIT if has_box else c.CELL
             _count(tier, c.BY_CAUSE + cause)
@@ -447,20 +453,16 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         else:
             cells = i64(tier + c.CELLS)
             other = NONE
-            hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
             if keep:
-                # What nothing can reach any more may have been forgotten, which moves no version.
-                if hash_low != u64(out + c.OUT_HASH_LOW) or hash_high != u64(out + c.OUT_HASH_HIGH):
-                    moved = True
-                hash_low = u64(out + c.OUT_HASH_LOW)
-                hash_high = u64(out + c.OUT_HASH_HIGH)
+                hash_low, hash_high = u64(out + c.OUT_HASH_LOW), u64(out + c.OUT_HASH_HIGH)
             else:
+                hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
                 other = find_cell(tier, hash_low, hash_high)
                 _count(tier, c.BY_CAUSE + cause)
                 if other != NONE:
                     _count(tier, c.ABSORBED + cause)
                 elif not has_box:
-                    _ask_for_model(store, tier, as_of, cause, hash_low, hash_high, out)
+                    _ask_for_model(context, as_of, cause, hash_low, hash_high, out)
                     return c.NEEDS_MODEL
             if other != NONE:
                 use(tier, other)
@@ -472,7 +474,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
                     move(entry + c.SCORE, other + c.SCORE, i64(tier + c.STATE_MARKS) - c.SCORE)
             else:
                 if keep:
-                    put_f64(entry + c.SCORE, f64(out + c.OUT_SCORE))
+                    put_i64(entry + c.SCORE, score_bits)
                 else:
                     box = entry + c.BOX
                     high_cells = box + 2 * i64(tier + c.N_FEATURES)
@@ -498,15 +500,13 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
 
 @kernel
 def _ask_for_model(
-    store: int,
-    tier: int,
-    as_of: int,
-    cause: int,
-    hash_low: np.uint64,
-    hash_high: np.uint64,
-    out: int,
+    context: int, as_of: int, cause: int, hash_low: np.uint64, hash_high: np.uint64, out: int
 ) -> None:
     """Leave in `out` what the model needs, and what must be known when its score is kept."""
+    store = i64(context + c.STORE)
+    tier = i64(context + c.TIER)
+    put_i64(out + c.OUT_MODE, c.KEEP)
+    put_i64(out + c.OUT_FILLED, i64(i64(context + c.SCRATCH) + 8 * FILLED))
     put_u64(out + c.OUT_HASH_LOW, hash_low)
     put_u64(out + c.OUT_HASH_HIGH, hash_high)
     put_i64(out + c.OUT_AS_OF, as_of)

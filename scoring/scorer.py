@@ -313,8 +313,11 @@ class Scorer:
             key = out[_HASH]
             flight = self._flights.board(key)
             if flight is not None:
-                with flight:
-                    return with_model_score(serving, row, out)
+                try:
+                    with_model_score(serving, row, out)
+                finally:
+                    self._flights.land(key, flight)
+                return out
             # Whoever led may have failed, and another lead again: one limit for all waits together.
             self._flights.wait(key, wait_s, ends_s - self._clock.monotonic_s())
             at_ms = int.from_bytes(out[c.OUT_AS_OF : c.OUT_AS_OF + 8], "little")

@@ -25,6 +25,7 @@ from freshscore.scoring.tier import Tier, TierLimits
 # Cohorts that one row has bits for, the last being all others.
 MAX_COHORTS: Final = 255
 _SCORE: Final = struct.Struct("<d")
+_BITS: Final = struct.Struct("<q")
 
 
 class ServableModel(Protocol):
@@ -57,6 +58,10 @@ class ServableModel(Protocol):
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """Finite scores, float64 (n,), of a feature matrix (n, F)."""
+        ...
+
+    def predict_one(self, features: NDArray[np.float64]) -> float:
+        """The score of one row of it, (F,), to the bit."""
         ...
 
 
@@ -96,23 +101,18 @@ class Serving:
         self.score_in: Callable[..., int] = entry_point(score_in, 4)
 
 
-def with_model_score(serving: Serving, row: bytes, out: bytes) -> bytes:
-    """What the kernel writes for `row` once the model was called, after NEEDS_MODEL in `out`."""
-    features = features_in(serving, np.frombuffer(out, np.uint8).reshape(1, -1))
-    return kept(serving, row, out, float(serving.model.predict(features)[0]))
+def with_model_score(serving: Serving, row: bytes, out: bytes) -> None:
+    """Call the model for `row`, after NEEDS_MODEL in `out`, and keep its score; fills `out`."""
+    features = np.frombuffer(out, np.float64, offset=features_at(serving))
+    keep(serving, id(row) + BYTES_AT, id(out) + BYTES_AT, serving.model.predict_one(features))
 
 
-def features_in(serving: Serving, outs: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The features that NEEDS_MODEL left in each of `outs`, float64 (n, F)."""
-    at = c.OUT_VERSIONS + 16 * len(serving.entity_names)
-    return np.ascontiguousarray(outs[:, at:]).view(np.float64)
+def features_at(serving: Serving) -> int:
+    """Where in what the kernel writes NEEDS_MODEL leaves the features, to the end."""
+    return c.OUT_VERSIONS + 16 * len(serving.entity_names)
 
 
-def kept(serving: Serving, row: bytes, out: bytes, score: float) -> bytes:
-    """Keep `score`, which the model gave after NEEDS_MODEL in `out`; what is written then."""
-    asked = bytearray(out)
-    _SCORE.pack_into(asked, c.OUT_SCORE, score)
-    asked[c.OUT_MODE] = c.KEEP
-    answer = bytes(asked)
-    serving.score_in(serving.context_at, id(row) + BYTES_AT, 0, id(answer) + BYTES_AT)
-    return answer
+def keep(serving: Serving, row_at: int, out_at: int, score: float) -> None:
+    """Keep `score`, which the model gave after NEEDS_MODEL in what is at `out_at`; fills that."""
+    score_bits: int = _BITS.unpack(_SCORE.pack(score))[0]
+    serving.score_in(serving.context_at, row_at, score_bits, out_at)

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+Items = Sequence[Any] | np.ndarray[Any, Any]
+# Calls measured in one go, before it is another one's turn.
+CHUNK = 1_000
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -39,6 +43,11 @@ def at_most(name: str, value: float, unit: str, limit: float, **more: Any) -> Fi
     return Figure(name, value, unit, goal=f"<= {limit:g} {unit}", met=value <= limit, **more)
 
 
+def at_least(name: str, value: float, unit: str, limit: float, **more: Any) -> Figure:
+    """A figure whose value must reach `limit`."""
+    return Figure(name, value, unit, goal=f">= {limit:g} {unit}", met=value >= limit, **more)
+
+
 def ratio_at_most(
     name: str, value: float, unit: str, limit: float, reference: str, reference_value: float
 ) -> Figure:
@@ -47,15 +56,33 @@ def ratio_at_most(
     return Figure(name, value, unit, reference, reference_value, f"<= {limit:g} x", met)
 
 
-def ratio_at_least(
-    name: str, value: float, unit: str, limit: float, reference: str, reference_value: float
-) -> Figure:
-    """A figure whose ratio to the reference must reach `limit`."""
-    met = value >= limit * reference_value
-    return Figure(name, value, unit, reference, reference_value, f">= {limit:g} x", met)
+@dataclass(frozen=True)
+class Measured:
+    """A call, and what it is called with, one after the other.
+
+    prepare: makes the argument of a call, before its time is taken; by default it is the item.
+    """
+
+    call: Callable[[Any], object]
+    items: Items
+    prepare: Callable[[Any], Any] = lambda item: item
 
 
-def each_ns(call: Callable[[Any], object], arguments: Sequence[Any]) -> np.ndarray[Any, Any]:
+def taking_turns(measured: dict[str, Measured]) -> dict[str, np.ndarray[Any, Any]]:
+    """Nanoseconds of each call, in chunks by turns.
+
+    These machines are slower in one second than in the next: by turns, all have the same seconds.
+    """
+    elapsed: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in measured}
+    for first in range(0, max(len(one.items) for one in measured.values()), CHUNK):
+        for name, one in measured.items():
+            # Made for each chunk and given up after it, as those of requests are.
+            arguments = [*map(one.prepare, one.items[first : first + CHUNK])]
+            elapsed[name].append(each_ns(one.call, arguments))
+    return {name: np.concatenate(parts) for name, parts in elapsed.items()}
+
+
+def each_ns(call: Callable[[Any], object], arguments: Items) -> np.ndarray[Any, Any]:
     """Nanoseconds of `call` on each argument, less the cost of asking the clock."""
     elapsed = np.empty(len(arguments), np.int64)
     for i, argument in enumerate(arguments):
@@ -72,6 +99,13 @@ def clock_ns() -> int:
         started = perf_counter_ns()
         costs.append(perf_counter_ns() - started)
     return sorted(costs)[500]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = perf_counter_ns()
+    call()
+    return (perf_counter_ns() - started) / 1e9
 
 
 def p50_us(elapsed_ns: np.ndarray[Any, Any]) -> float:

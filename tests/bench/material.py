@@ -13,30 +13,16 @@ import numpy as np
 from freshscore.config.settings import Settings
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.transaction import Transaction
-from freshscore.scoring.booster_text import read_booster
-from freshscore.scoring.callable_model import CallableModel
-from freshscore.scoring.forest import Forest
-from freshscore.scoring.model import ALL
+from freshscore.scoring.model import ALL, Model
 from freshscore.scoring.model_file import CohortThresholds
-from freshscore.scoring.objectives import link_of
+from freshscore.scoring.model_making import import_booster
 from freshscore.scoring.scorer import Scorer
 
 SPECIFICATION = str(Path(__file__).with_name("specification.toml"))
 START_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
-
-
-class BoosterModel(CallableModel):
-    """A booster as a scorer serves it, walked in the kernel or not."""
-
-    def __init__(self, booster: lightgbm.Booster, *, walked: bool) -> None:
-        thresholds = [CohortThresholds(ALL, 0.5, 0.9)]
-        super().__init__(
-            lambda matrix: np.asarray(booster.predict(matrix, num_threads=1)), "bench", thresholds
-        )
-        if walked:
-            text = read_booster(booster.model_to_string())
-            self.forest = Forest(text, link_of(text))
+# Two days are scored, and scored again at their end.
+HORIZON_S = 3 * 86_400
 
 
 @dataclass(frozen=True)
@@ -83,10 +69,14 @@ class Material:
         """What is scored: `n_scored` random payments."""
         return self.payments[-self.n_scored :]
 
+    @property
+    def scored_from_ms(self) -> int:
+        """The time of the last event before what is scored."""
+        return self.history[-1].time
+
     def scorer(self, model: Any) -> Scorer:
         """A scorer that has observed the history."""
-        # Two days are scored, and scored again at their end.
-        store = {"specification": self.specification, "horizon_s": 3 * 86_400}
+        store = {"specification": self.specification, "horizon_s": HORIZON_S}
         settings = Settings.model_validate({"store": store})
         scorer = Scorer.open(settings=settings, model=model)
         for payment in self.history:
@@ -96,20 +86,49 @@ class Material:
     @cached_property
     def matrix(self) -> np.ndarray[Any, Any]:
         """Features of what is scored, float64 (n_scored, 32)."""
-        scorer = self.scorer(lambda rows: rows[:, 0] * 0.0)
-        serving = scorer._serving
-        assert serving is not None  # it is open
-        rows = [serving.packer.row(payment) for payment in self.scored]
-        newest = scorer._store.newest_ms
-        found = [
-            scorer._store.features(row, max(payment.time, newest))
-            for row, payment in zip(rows, self.scored, strict=True)
-        ]
+        with self.scorer(lambda rows: rows[:, 0] * 0.0) as scorer:
+            serving = scorer._serving
+            assert serving is not None  # it is open
+            found = [
+                scorer._store.features(serving.packer.row(payment), payment.time)
+                for payment in self.scored
+            ]
         return np.array(found)
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """The matrix as dicts, name -> value."""
+        names = FeatureSpecification.named(self.specification).feature_names
+        return [dict(zip(names, row, strict=True)) for row in self.matrix.tolist()]
 
     @cached_property
     def booster(self) -> lightgbm.Booster:
         """500 trees of 63 leaves over all features."""
+        return self._trained()
+
+    @cached_property
+    def linear_booster(self) -> lightgbm.Booster:
+        """The same with linear models in its leaves, which the walk does not cover."""
+        return self._trained(linear_tree=True)
+
+    @cached_property
+    def model(self) -> Model:
+        """The booster as it is served."""
+        return self._imported(self.booster)
+
+    @cached_property
+    def linear_model(self) -> Model:
+        """The linear booster as it is served."""
+        return self._imported(self.linear_booster)
+
+    def _imported(self, booster: lightgbm.Booster) -> Model:
+        specification = FeatureSpecification.named(self.specification)
+        cohorts = [CohortThresholds(ALL, 0.5, 0.9)]
+        return import_booster(
+            booster.model_to_string(), specification, cohorts=cohorts, made_at_ms=START_MS
+        )
+
+    def _trained(self, **more: Any) -> lightgbm.Booster:
         rng = np.random.default_rng(self.seed)
         known = np.nan_to_num(self.matrix)
         scaled = (known - known.mean(0)) / (known.std(0) + 1e-9)
@@ -121,12 +140,10 @@ class Material:
             "learning_rate": 0.05,
             "min_child_samples": 5,
             "verbose": -1,
-            "num_threads": 2,
+            "num_threads": 1,
             "seed": self.seed,
+            **more,
         }
-        return lightgbm.train(parameters, lightgbm.Dataset(self.matrix, labels), 500)
-
-
-def names_of(specification: str) -> int:
-    """How many features a specification has."""
-    return len(FeatureSpecification.named(specification).columns)
+        names = list(FeatureSpecification.named(self.specification).feature_names)
+        data = lightgbm.Dataset(self.matrix, labels, feature_name=names)
+        return lightgbm.train(parameters, data, 500)

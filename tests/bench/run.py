@@ -26,7 +26,9 @@ def parts() -> dict[str, Callable[[], list[Figure]]]:
     """Name -> what measures it."""
     material = Material()
     return {
-        "memo": lambda: scoring_figures.memo_and_computed(material),
+        "memo": lambda: scoring_figures.memo(material),
+        "computed": lambda: scoring_figures.computed(material),
+        "payments": lambda: scoring_figures.five_entities(Material(specification="payments")),
         "box": lambda: scoring_figures.moved_states(material),
         "not_walked": lambda: scoring_figures.not_walked(material),
         "dear": lambda: scoring_figures.dear_model(material),

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.scorer import Scorer
 from tests.bench.figures import Figure, at_most, each_ns, p50_us
-from tests.bench.material import DAY_MS, START_MS, BoosterModel, Material
+from tests.bench.material import DAY_MS, START_MS, Material
 
 
 def memory(material: Material) -> list[Figure]:
     """Bytes for each live record, entity and cached score, slack included."""
-    scorer = material.scorer(BoosterModel(material.booster, walked=True))
+    scorer = material.scorer(material.model)
     for payment in material.scored:
         scorer.score(payment)
     store = scorer.stats()["store"]
@@ -41,7 +40,7 @@ def entities(material: Material) -> list[Figure]:
     for n in (10_000, 1_000_000):
         scorer = Scorer.open(
             settings={"store.specification": material.specification},
-            model=BoosterModel(material.booster, walked=True),
+            model=material.model,
         )
         medians[n] = _answers(scorer, _spread(n, material.seed), material.seed)
         scorer.close()
@@ -132,10 +131,9 @@ def _of_size(material: Material, mode: str, n: int) -> dict[str, float]:
     specification = material.specification
     if mode == "grid":
         specification = specification.replace("specification.toml", "grid_specification.toml")
-    rows: Any = material.booster
     scorer = Scorer.open(
         settings={"store.specification": specification, "cache.probe_share": 0.0},
-        model=BoosterModel(rows, walked=True),
+        model=material.model,
     )
     rng = np.random.default_rng(material.seed)
     times = START_MS + np.sort(rng.integers(0, 29 * DAY_MS, n))

@@ -235,7 +235,7 @@ def test_linear_trees_are_served_by_lightgbm(rng: np.random.Generator) -> None:
     assert "linear" in imported.not_walked
     expected = table.of(np.asarray(one.booster.predict(matrix)))
     assert same_bits(imported.predict(matrix[:, ::-1]), expected).all()
-    single = [imported.predict(row[np.newaxis, ::-1])[0] for row in matrix[:50]]
+    single = [imported.predict_one(row[::-1]) for row in matrix[:50]]
     assert single == expected[:50].tolist()
 
 
