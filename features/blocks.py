@@ -1,6 +1,6 @@
 """Sums of blocks: what makes a window over ten thousand records as cheap as one over ten.
 
-The records of a long state are taken in blocks of 64. For each whole block, and each condition that
+The records of a long state are taken in blocks of 32. For each whole block, and each condition that
 the entity's windows have, the segment keeps running sums up to the block's end (count, sum, limbs
 of squares, facts that hold by now) and the block's own smallest and largest amount, behind the
 records. A window is then the difference of two running sums, plus the records at its two edges.
@@ -34,7 +34,7 @@ from freshscore.features.evaluation import (
 from freshscore.features.finishing import NO_LARGEST, NO_SMALLEST, clear_slot
 from freshscore.features.memory import i64, put_i64, u64
 
-BLOCK: Final = 64
+BLOCK: Final = 32
 # Below this many records a plain scan is as fast.
 SHORT: Final = 128
 # Words of running sums for a block and condition: five sums, then the facts.
@@ -292,12 +292,17 @@ def sum_span(
     own_at = position(records, n, width, own_time, own)
     if own_at == n or u64(records + width * own_at) != own:
         own_at = -1
+    # Windows come by length, so most end where the last did, and begin before it.
+    last_end = last_start = as_of + 1
+    last = first = n
     for k in range(i64(span + 8 * p.SPAN_N_WINDOWS)):
         step = i64(window + 8)
         end = window_end(as_of, delay, step)
         start = window_start(as_of, delay, step, i64(window))
-        last = count_until(records, n, width, end)
-        first = count_until(records, n, width, start)
+        if end != last_end:
+            last = count_until(records, n, width, end)
+        first = count_until(records, first if start <= last_start else n, width, start)
+        last_end, last_start = end, start
         for c in range(n_conditions):
             slot = work + 8 * p.SLOT * c
             clear_slot(slot)

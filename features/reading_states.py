@@ -14,7 +14,7 @@ from freshscore.features import program as p
 from freshscore.features import row as r
 from freshscore.features import tables as t
 from freshscore.features.applying import record_digest
-from freshscore.features.blocks import sum_span, usable
+from freshscore.features.blocks import SHORT, sum_span, usable
 from freshscore.features.compiled import kernel
 from freshscore.features.evaluation import (
     NEVER,
@@ -71,6 +71,16 @@ def ask_for_states(store: int, scratch: int) -> None:
             length = min(i64(row + t.COUNT) * width, _MOST_ASKED)
             for at in range(records, records + length, 64):
                 prefetch(at)
+
+
+@kernel
+def has_long_state(store: int, scratch: int) -> bool:
+    """Whether one of the states that `find_states` found is long enough to be read by blocks."""
+    for e in range(i64(store + t.N_ENTITIES)):
+        row = i64(scratch + 8 * (ROWS + e))
+        if row != 0 and i64(row + t.COUNT) >= SHORT:
+            return True
+    return False
 
 
 @kernel

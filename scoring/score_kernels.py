@@ -50,6 +50,7 @@ from freshscore.features.reading_states import (
     ask_for_states,
     changes_of,
     find_states,
+    has_long_state,
     own_records,
     states_version,
 )
@@ -220,12 +221,14 @@ def _valid_until(context: int, row: int, as_of: int, entry: int) -> int:
     """The instant up to which time alone cannot take the vector out of the entry's key.
 
     Goes from one change of a window to the next and evaluates what changed, up to a cap on time
-    and on steps. Leaves the accumulators at a later instant.
+    and on steps; a long state changes every few seconds, so there its next change is all that is
+    told. Leaves the accumulators at a later instant.
     """
     tier = i64(context + c.TIER)
+    scratch = i64(context + c.SCRATCH)
     until = as_of + i64(tier + c.CAP_MS)
-    change = _next_change(i64(context + c.CODE), i64(context + c.SCRATCH))
-    steps = i64(tier + c.MAX_STEPS)
+    change = _next_change(i64(context + c.CODE), scratch)
+    steps = 0 if has_long_state(i64(context + c.STORE), scratch) else i64(tier + c.MAX_STEPS)
     while change < until and steps > 0:
         following = _advance(context, row, change)
         if not _same_key(tier, entry):

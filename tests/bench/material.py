@@ -114,18 +114,20 @@ class Material:
     @cached_property
     def model(self) -> Model:
         """The booster as it is served."""
-        return self._imported(self.booster)
+        return self.imported(self.specification)
 
     @cached_property
     def linear_model(self) -> Model:
         """The linear booster as it is served."""
-        return self._imported(self.linear_booster)
+        return self.imported(self.specification, self.linear_booster)
 
-    def _imported(self, booster: lightgbm.Booster) -> Model:
-        specification = FeatureSpecification.named(self.specification)
-        cohorts = [CohortThresholds(ALL, 0.5, 0.9)]
+    def imported(self, specification: str, booster: lightgbm.Booster | None = None) -> Model:
+        """A booster as it is served for a specification with features of the same names."""
         return import_booster(
-            booster.model_to_string(), specification, cohorts=cohorts, made_at_ms=START_MS
+            (booster or self.booster).model_to_string(),
+            FeatureSpecification.named(specification),
+            cohorts=[CohortThresholds(ALL, 0.5, 0.9)],
+            made_at_ms=START_MS,
         )
 
     def _trained(self, **more: Any) -> lightgbm.Booster:
