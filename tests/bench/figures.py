@@ -56,6 +56,14 @@ def ratio_at_most(
     return Figure(name, value, unit, reference, reference_value, f"<= {limit:g} x", met)
 
 
+def ratio_at_least(
+    name: str, value: float, unit: str, limit: float, reference: str, reference_value: float
+) -> Figure:
+    """A figure whose ratio to the reference must reach `limit`."""
+    met = value >= limit * reference_value
+    return Figure(name, value, unit, reference, reference_value, f">= {limit:g} x", met)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A call, and what it is called with, one after the other.

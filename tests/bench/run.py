@@ -15,7 +15,13 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import history_figures, scoring_figures, start_figures, state_figures  # noqa: E402  # the path is above
+from tests.bench import (  # noqa: E402  # the path is above
+    history_figures,
+    reuse_figures,
+    scoring_figures,
+    start_figures,
+    state_figures,
+)
 from tests.bench.figures import Figure, written  # noqa: E402
 from tests.bench.material import Material  # noqa: E402
 
@@ -38,6 +44,7 @@ def parts() -> dict[str, Callable[[], list[Figure]]]:
         "entities": lambda: state_figures.entities(material),
         "growth": lambda: state_figures.hot_entities(material),
         "history": lambda: history_figures.whole_file(material),
+        "reuse": reuse_figures.rescored,
         "start": start_figures.first_score,
     }
 
