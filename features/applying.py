@@ -417,6 +417,8 @@ def apply_event(store: int, row: int, numbers: int) -> int:
         return BEYOND_REACH
     if time > i64(store + t.NEWEST):
         put_i64(store + t.NEWEST, time)
+        if i64(store + t.COMPLETE_SINCE) == t.UNKNOWN:
+            put_i64(store + t.COMPLETE_SINCE, time)
     entry = t.find_payment(store, u64(row))
     known = i64(entry + t.PAYMENT_TIME) != 0
     if not known and i64(store + t.PAYMENT_COUNT) >= i64(store + t.PAYMENT_LIMIT):

@@ -40,6 +40,7 @@ END: Final = 5
 # Words of the head that are saved as they are.
 _COUNTERS: Final = {
     "newest_ms": tables.NEWEST,
+    "complete_since_ms": tables.COMPLETE_SINCE,
     "conflicts": tables.CONFLICTS,
     "sweep_entity": tables.SWEEP_ENTITY,
     "sweep_number": tables.SWEEP_NUMBER,
@@ -277,5 +278,7 @@ def _finish(store: MemoryStore, meta: _Meta) -> None:
     if _kept_ms(store) > meta.kept_ms:
         # Windows or horizon are longer now, and what lies further back was dropped or refused.
         line = meta.counters["newest_ms"] - meta.kept_ms
+        since = tables.COMPLETE_SINCE // 8
+        store.head[since] = max(int(store.head[since]), line)
         for e in range(len(meta.entities)):
             k.forget_until(tables.entity_head(store.address, e), line)

@@ -244,6 +244,21 @@ class MemoryStore:
         return max(0, self._word(tables.NEWEST))
 
     @property
+    def complete_since_ms(self) -> int | None:
+        """Since when the store was offered all that happened, ms; None before the first event.
+
+        It is the time of the first event ever observed, or the begin of what was loaded before it.
+        """
+        since = self._word(tables.COMPLETE_SINCE)
+        return None if since == tables.UNKNOWN else since
+
+    def declare_complete(self, first_ms: int, last_ms: int) -> None:
+        """Say that all events from `first_ms` to `last_ms` were offered; a gap after it counts."""
+        since = self._word(tables.COMPLETE_SINCE)
+        if first_ms < since and (since == tables.UNKNOWN or since <= last_ms):
+            self._set(tables.COMPLETE_SINCE, first_ms)
+
+    @property
     def n_payments(self) -> int:
         """Payments that are known by identity."""
         return self._word(tables.PAYMENT_COUNT)
@@ -293,6 +308,7 @@ class MemoryStore:
         self._conditions = [self._block_conditions(e) for e in range(n)]
         self._set(tables.N_ENTITIES, n)
         self._set(tables.NEWEST, -(2**62))
+        self._set(tables.COMPLETE_SINCE, tables.UNKNOWN)
         self._set(tables.HORIZON, limits.horizon_ms)
         self._set(tables.HELD, self.program.specification.held_ms)
         self._set(tables.ARENA, self._arena.address)

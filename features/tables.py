@@ -40,7 +40,9 @@ SWEEP_NUMBER: Final = 112
 RECORD_KEY: Final = 120  # address of the digest keys, 16 bytes for each entity
 STAGED: Final = 128  # address of one record being made
 RECORD_BYTES_LIVE: Final = 136
-OLDEST_KEPT: Final = 144
+# Since when all events that happened were offered to this store; UNKNOWN before the first.
+COMPLETE_SINCE: Final = 144
+UNKNOWN: Final = 2**62
 
 ENTITY: Final = 32 * 8
 ENTITY_HEAD: Final = 24 * 8

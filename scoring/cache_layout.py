@@ -90,7 +90,8 @@ EARLIER: Final = 6
 N_CAUSES: Final = 7
 
 # Statistics, in words: answers by source; by cause how many scores were looked at again, and how
-# many of them the box or cell confirmed (absorbed); by cause and entity; probes and mismatches; age
+# many of them the box or cell confirmed (absorbed); by cause and entity; probes and mismatches;
+# answers with a window that reaches further back than the history does; age
 # at use by source, a bucket for each power of two of milliseconds.
 BY_SOURCE: Final = 0
 BY_CAUSE: Final = 8
@@ -98,6 +99,7 @@ ABSORBED: Final = 16
 BY_ENTITY: Final = 24
 PROBES: Final = 32
 MISMATCHES: Final = 33
+INCOMPLETE: Final = 34
 AGES: Final = 40
 AGE_BUCKETS: Final = 48
 STATISTICS_WORDS: Final = AGES + N_SOURCES * AGE_BUCKETS
@@ -115,7 +117,8 @@ OUT_HASH_LOW: Final = 64
 OUT_HASH_HIGH: Final = 72
 OUT_CAUSE: Final = 80
 OUT_MODE: Final = 88
-OUT_VERSIONS: Final = 96
+OUT_COMPLETE_SINCE: Final = 96  # 0 where all windows are complete
+OUT_VERSIONS: Final = 104
 # OUT_MODE after NEEDS_MODEL: the next call with it keeps the score that it is given.
 KEEP: Final = 1
 # Until it is served: which filling of the accumulators its features are of.

@@ -34,6 +34,7 @@ def counts_of(
         "causes": _named(words, c.BY_CAUSE, CAUSES),
         "absorbed": _named(words, c.ABSORBED, CAUSES),
         "moved": _named(words, c.BY_ENTITY, serving.entity_names),
+        "incomplete": int(words[c.INCOMPLETE]),
         "probes": int(words[c.PROBES]),
         "mismatches": int(words[c.MISMATCHES]),
         "age_ms": {
@@ -55,6 +56,7 @@ def counts_of(
             "payments": store.n_payments,
             "records": store.n_records,
             "newest_ms": store.newest_ms,
+            "complete_since_ms": store.complete_since_ms,
             "bytes": store.memory,
         },
         "cache": {

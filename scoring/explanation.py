@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshscore.features.specification import Column, FeatureSpecification
+from freshscore.features.specification import Column, FeatureSpecification, duration_ms
 from freshscore.scoring.model import Model
 from freshscore.scoring.result import Result
 from freshscore.scoring.serving import ServableModel
@@ -63,7 +63,8 @@ class Explanation(msgspec.Struct, frozen=True):
     source: memo, box, cell or computed; served: a sentence on why. expected: the raw score before
     any feature is known; with all contributions it is the payment's raw score, before link and
     calibration. contributions: the largest first, whichever the sign; None with `unexplained`
-    saying why there is none.
+    saying why there is none. complete_since: as in the Result; incomplete: the features of windows
+    that reach further back.
     """
 
     transaction_id: str
@@ -78,6 +79,8 @@ class Explanation(msgspec.Struct, frozen=True):
     contributions: tuple[Contribution, ...] | None
     unexplained: str | None = None
     degraded: tuple[str, ...] = ()
+    complete_since: int | None = None
+    incomplete: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[Contribution, ...]:
@@ -117,7 +120,27 @@ def explained(
         contributions=contributions,
         unexplained=unexplained,
         degraded=result.degraded,
+        complete_since=result.complete_since,
+        incomplete=incomplete_features(specification, result),
     )
+
+
+def incomplete_features(specification: FeatureSpecification, result: Result) -> tuple[str, ...]:
+    """Features of windows that begin before the history behind `result` is complete."""
+    since = result.complete_since
+    if since is None:
+        return ()
+    found = []
+    for column in specification.columns:
+        if column.group >= 0:
+            group = specification.windows[column.group]
+            length_ms = duration_ms(column.length)
+            begins = (
+                result.as_of - group.delay_ms - length_ms - specification.step_ms(group, length_ms)
+            )
+            if begins < since:
+                found.append(column.name)
+    return tuple(found)
 
 
 def contributions_of(

@@ -71,6 +71,17 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
         }
 
     @property
+    def complete_since(self) -> int | None:
+        """Since when the history behind the features is complete, int ms UTC.
+
+        None: for as long as any window reaches. Else windows that reach further back hold less
+        than happened: the installation is new, or an entity is over its limit. The time of the
+        request where nothing was observed yet.
+        """
+        since: int = _INT(self.raw, c.OUT_COMPLETE_SINCE)[0]
+        return min(since, self.as_of) if since else None
+
+    @property
     def watermark(self) -> int:
         """Embedded: the newest event time applied, int ms UTC; 0 before the first."""
         watermark: int = _INT(self.raw, c.OUT_WATERMARK)[0]

@@ -281,6 +281,8 @@ def _write_out(
     age = max(0, as_of - i64(entry + c.COMPUTED))
     # The exponent of a double is the number of its bits, and 0 for zero.
     bucket = min(max(0, (bits_of(float(age)) >> 52) - 1022), c.AGE_BUCKETS - 1)
+    if i64(out + c.OUT_COMPLETE_SINCE) != 0:
+        _count(tier, c.INCOMPLETE)
     _count(tier, c.BY_SOURCE + source)
     _count(tier, c.AGES + c.AGE_BUCKETS * source + bucket)
 
@@ -293,11 +295,13 @@ def _count(tier: int, word: int) -> None:
 
 @kernel
 def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
-    """Report the versions of the states, and whether one has lost events at its limit.
+    """Report the versions of the states, whether one has lost events at its limit, and since when
+    their history is complete if a window reaches further back.
 
     looks_from: the earliest instant from which the features look back.
     """
     degraded = 0
+    complete_since = i64(store + t.COMPLETE_SINCE)
     for e in range(i64(store + t.N_ENTITIES)):
         state = i64(scratch + 8 * (ROWS + e))
         low = np.uint64(0)
@@ -308,9 +312,13 @@ def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
             lost = i64(state + t.LOST)
             if lost != 0 and looks_from - i64(store + t.HELD) < lost:
                 degraded = c.TOO_MANY_EVENTS
+                complete_since = max(complete_since, lost)
         put_u64(out + c.OUT_VERSIONS + 16 * e, low)
         put_u64(out + c.OUT_VERSIONS + 16 * e + 8, high)
     put_i64(out + c.OUT_DEGRADED, degraded)
+    if looks_from - i64(store + t.HELD) >= complete_since:
+        complete_since = 0
+    put_i64(out + c.OUT_COMPLETE_SINCE, complete_since)
 
 
 @kernel

@@ -75,6 +75,7 @@ def _print(explanation: Explanation, top: int) -> None:
         ("served from", explanation.source),
         ("why", explanation.served),
         ("degraded", ", ".join(explanation.degraded) or None),
+        ("history is complete since (UTC)", _complete_since(explanation)),
         ("model", explanation.model_version),
     ]
     print_table(["transaction", explanation.transaction_id], rows)
@@ -96,6 +97,15 @@ def _print(explanation: Explanation, top: int) -> None:
     )
     reasons = ", ".join(str(one.reason) for one in explanation.reasons)
     print(f"\nreasons that raise the score: {reasons or 'none'}")
+
+
+def _complete_since(explanation: Explanation) -> str | None:
+    from freshscore.model_tables import instant_text
+
+    if explanation.complete_since is None:
+        return None
+    since = instant_text(explanation.complete_since)
+    return f"{since}; reaching further back: {', '.join(explanation.incomplete) or 'last events'}"
 
 
 def _row(one: Contribution) -> tuple[object, ...]:
