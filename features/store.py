@@ -51,6 +51,8 @@ OUTCOMES: Final = {
 _FIRST_SLOTS: Final = 1024
 # Hash tables are kept at most so full: longer probes cost more than memory.
 _FULLEST: Final = 0.7
+# At the limit on payments, their table is made anew once one in so many is out of reach.
+_LEAVING: Final = 64
 _REGION_BYTES: Final = 1 << 20
 # Events applied while other threads wait for the interpreter: about a millisecond.
 _ROWS_AT_ONCE: Final = 2048
@@ -95,6 +97,7 @@ class MemoryStore:
         self._staged = np.zeros(64, np.int64)
         self.code_at = address_of(program.code)
         self._arena = _Arena(limits.arena_bytes)
+        self._full_until_ms = 0
         self._make_entities()
         self._make_payments()
         self.scratch = scratch_for(program, ACCUMULATORS, limits.max_events_per_entity)
@@ -378,25 +381,38 @@ class MemoryStore:
             self._grow_entities(applying.FULL_ENTITIES - outcome)
 
     def _grow_payments(self) -> None:
-        beyond = tables.payments_beyond_reach(self.address)
-        slots = len(self._payments)
-        count = self.n_payments
-        if count - beyond >= self.limits.max_payments:
-            raise StoreFull(
-                f"{count} payments are within reach; store.max_payments is"
-                f" {self.limits.max_payments}"
-            )
-        # Twice the slots, unless making the table anew frees a quarter of it, or it is the limit on
-        # payments that it is at: then it would double again with every few payments that leave.
-        at_limit = int(slots * _FULLEST) >= self.limits.max_payments
-        new_slots = slots if at_limit or beyond > count // 4 else 2 * slots
+        limit = self.limits.max_payments
+        if self.newest_ms <= self._full_until_ms:
+            raise StoreFull(self._too_many_payments())
         old = self._payments
-        table = np.zeros((new_slots, old.shape[1]), np.int64)
-        limit = min(int(new_slots * _FULLEST), self.limits.max_payments)
+        slots = len(old)
+        times = old[:, tables.PAYMENT_TIME // 8]
+        times = times[times != 0] >> 16
+        held_ms = self._word(tables.HELD) + self._word(tables.HORIZON)
+        beyond = np.count_nonzero(times < self.newest_ms - held_ms)
+        if int(slots * _FULLEST) < limit:
+            # Twice the slots, unless making the table anew frees a quarter of it.
+            slots = slots if beyond > len(times) // 4 else 2 * slots
+        elif beyond < max(1, len(times) // _LEAVING):
+            # The table is made anew for many that leave, not for each; time says when that is.
+            leaving = max(1, len(times) // _LEAVING) - 1
+            self._full_until_ms = int(np.partition(times, leaving)[leaving]) + held_ms
+            raise StoreFull(self._too_many_payments())
+        table = np.zeros((slots, old.shape[1]), np.int64)
         if tables.replace_payments(
-            self.address, address_of(old), address_of(table), new_slots, limit
+            self.address,
+            address_of(old),
+            address_of(table),
+            slots,
+            min(int(slots * _FULLEST), limit),
         ):
             self._payments = table
+
+    def _too_many_payments(self) -> str:
+        return (
+            f"{self.n_payments} payments are known by identity, and fewer than one in {_LEAVING} of"
+            f" them is out of reach by now; store.max_payments is {self.limits.max_payments}"
+        )
 
     def _grow_entities(self, e: int) -> None:
         head = tables.ENTITY + tables.ENTITY_HEAD * e

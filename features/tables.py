@@ -235,20 +235,6 @@ def replace_hash(head: int, old: int, table: int, slots: int, limit: int) -> boo
 
 
 @kernel
-def payments_beyond_reach(store: int) -> int:
-    """How many payments the table would lose by being made anew."""
-    size = i64(store + PAYMENT_BYTES)
-    table = i64(store + PAYMENTS)
-    line = forget_line(store)
-    n = 0
-    for i in range(i64(store + PAYMENT_MASK) + 1):
-        time = i64(table + size * i + PAYMENT_TIME) >> 16
-        if time != 0 and time < line:
-            n += 1
-    return n
-
-
-@kernel
 def rehash_entities(head: int) -> None:
     """Fill an empty hash table from the rows."""
     for number in range(i64(head + ROW_COUNT)):
