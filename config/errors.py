@@ -58,6 +58,10 @@ class WrongSecret(FreshscoreError, ValueError):
     """A store that was written under another identifier secret than the one at hand."""
 
 
+class StoreInUse(FreshscoreError, RuntimeError):
+    """A store's folder that another process or scorer writes to, or has written to meanwhile."""
+
+
 class EventRefused(FreshscoreError, ValueError):
     """An event outside what its arrival allows: too late for the horizon, or too early."""
 

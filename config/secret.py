@@ -3,7 +3,8 @@
 Entity identifiers leave the process only as keyed hashes; the keys are derived from one secret.
 Rule: the secret itself is never shown; only its short id may appear in files, logs and reports.
 In memory a random secret of the process will do. What is written to disk must be found again, so
-a store on disk takes the secret from FRESHSCORE_SECRET, or from a file beside it that is made once.
+a store on disk takes the secret from FRESHSCORE_SECRET, or from a file beside it that is made once,
+when the store is written for the first time.
 Hash: BLAKE2b (RFC 7693), keyed by the secret and personalised by the purpose.
 """
 
@@ -25,19 +26,15 @@ VARIABLE = "FRESHSCORE_SECRET"
 FILE_NAME = "secret"
 _MIN_BYTES, _MAX_BYTES = 16, 64  # BLAKE2b takes keys of at most 64 bytes.
 _MADE_BYTES = 32
+_PROCESS = "this process"
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """The identifier secret.
-
-    `origin` says where it came from; `made` is true where this call wrote it to disk just now, so
-    that the caller can say so.
-    """
+    """The identifier secret. `origin` says where it came from."""
 
     _material: bytes = field(repr=False)
     origin: str
-    made: bool = False
 
     def key(self, purpose: str, length_bytes: int = 16) -> bytes:
         """The key for one purpose (at most 16 bytes of ASCII); 16 bytes are a SipHash key."""
@@ -54,21 +51,39 @@ class Secret:
 def load_secret(folder: Path | None, env: Mapping[str, str] | None = None) -> Secret:
     """The secret for a store in `folder`, or for one in memory where that is None.
 
-    Raises `SettingsError` for a secret that is malformed, too short, or readable by others, and
-    where the file cannot be read or made.
+    Where there is none yet, a random one; `keep_secret` writes it. Raises `SettingsError` for a
+    secret that is malformed, too short, or readable by others, and where it cannot be read.
     """
     variables = environment.variables() if env is None else env
     text = variables.get(VARIABLE)
     if text:
         return Secret(_decoded(text, VARIABLE), VARIABLE)
-    if folder is None:
-        return Secret(os.urandom(_MADE_BYTES), "this process")
+    if folder is not None:
+        path = folder / FILE_NAME
+        try:
+            return Secret(_read_file(path), str(path))
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            raise SettingsError(f"identifier secret {path}: {problem.strerror}") from problem
+    return Secret(os.urandom(_MADE_BYTES), _PROCESS)
+
+
+def keep_secret(secret: Secret, folder: Path) -> Path | None:
+    """Write a secret of this process to `folder`, mode 0600; its path, None if it is kept already.
+
+    Raises `SettingsError` where it cannot be written, or another is there by now.
+    """
+    if secret.origin != _PROCESS:
+        return None
     path = folder / FILE_NAME
     try:
-        made = not path.exists() and _make_file(path)
-        return Secret(_read_file(path), str(path), made)
+        _make_file(path, secret._material)
+        if _read_file(path) == secret._material:
+            return path
     except OSError as problem:
         raise SettingsError(f"identifier secret {path}: {problem.strerror}") from problem
+    raise SettingsError(f"identifier secret {path}: another process made one; open the store again")
 
 
 def random_seed() -> int:
@@ -81,22 +96,21 @@ def random_bytes(count: int) -> bytes:
     return os.urandom(count)
 
 
-def _make_file(path: Path) -> bool:
-    """Write a new secret unless there is one by then; whether it was written."""
+def _make_file(path: Path, material: bytes) -> None:
+    """Write a secret unless there is one by then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(os.urandom(_MADE_BYTES).hex() + "\n")
+            file.write(material.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
         # A link, not a rename: it fails where another process was first, whose secret then counts.
         os.link(draft, path)
     except FileExistsError:
-        return False
+        pass
     finally:
         os.unlink(draft)
-    return True
 
 
 def _read_file(path: Path) -> bytes:

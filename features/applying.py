@@ -16,7 +16,7 @@ from freshscore.features import arena as a
 from freshscore.features import layout as rec
 from freshscore.features import row as r
 from freshscore.features import tables as t
-from freshscore.features.blocks import blocks_bytes, refresh_blocks
+from freshscore.features.blocks import BLOCK, SHORT, blocks_bytes, refresh_blocks
 from freshscore.features.compiled import kernel
 from freshscore.features.evaluation import count_until, position
 from freshscore.features.memory import (
@@ -164,7 +164,7 @@ def _segment_bytes(head: int, capacity: int) -> int:
 def _capacity(n: int) -> int:
     # An eighth of slack, at least two records; whole blocks where there are sums of blocks.
     wanted = n + max(2, n >> 3)
-    return wanted if wanted < 128 else (wanted + 63) & ~63
+    return wanted if wanted < SHORT else (wanted + BLOCK - 1) // BLOCK * BLOCK
 
 
 @kernel

@@ -30,6 +30,9 @@ _UNPACKED: Final[tuple[object, bytes]] = (None, b"")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+# Longer strings and numbers in a message may be card numbers, which no message shows.
+_MOST_SHOWN: Final = 24
+_MOST_SHOWN_INT: Final = 10**12
 _REQUIRED: Final = ("transaction_id", "time", "amount_minor", "currency", "entities")
 _OPTIONAL: Final = ("kind", "base_amount_minor", "original_id", "fields", "location", "flags")
 
@@ -48,7 +51,7 @@ def time_ms(value: object, name: str = "time") -> int:
         )
     if not EARLIEST_MS <= instant < LATEST_MS:
         raise BadTransaction(
-            f"{name} is {instant} ms, outside {EARLIEST_MS} to {LATEST_MS}"
+            f"{name} is {_shown(instant)} ms, outside {EARLIEST_MS} to {LATEST_MS}"
             " (1990 to 2100, in milliseconds)"
         )
     return instant
@@ -105,11 +108,13 @@ class Transaction:
         self._time = time_ms(time)
         self._amount_minor = _checked_amount("amount_minor", amount_minor)
         if not is_currency_code(currency):
-            raise BadTransaction(f"currency must be an ISO 4217 code such as EUR, not {currency!r}")
+            raise BadTransaction(
+                f"currency must be an ISO 4217 code such as EUR, not {_shown(currency)}"
+            )
         self._currency = currency
         self._entities = _checked_entities(entities)
-        if kind not in KIND_CODES:
-            raise BadTransaction(f"kind must be one of {', '.join(KINDS)}; it is {kind!r}")
+        if not isinstance(kind, str) or kind not in KIND_CODES:
+            raise BadTransaction(f"kind must be one of {', '.join(KINDS)}; it is {_shown(kind)}")
         if kind == "verification" and amount_minor != 0:
             raise BadTransaction(
                 f"a verification has amount_minor 0; it is {amount_minor} (kind 'verification')"
@@ -258,6 +263,17 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
+def _shown(value: object) -> str:
+    """A wrong value in a message, unless an identifier may have come into the wrong place."""
+    if isinstance(value, str) and len(value) <= _MOST_SHOWN and value.isalpha():
+        return repr(value)
+    if isinstance(value, int) and abs(value) < _MOST_SHOWN_INT:
+        return str(value)
+    if isinstance(value, int):
+        return f"a number of {value.bit_length()} bits"
+    return f"a {_kind(value)} that is not shown"
+
+
 def _checked_string(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise BadTransaction(f"{name} must be a string, not {_kind(value)}")
@@ -278,7 +294,7 @@ def _checked_amount(name: str, value: object) -> int:
         raise BadTransaction(f"{name} must be an int of minor units, not {_kind(value)}")
     if not 0 <= value <= MAX_AMOUNT_MINOR:
         raise BadTransaction(
-            f"{name} is {value}; it must be 0 to {MAX_AMOUNT_MINOR}"
+            f"{name} is {_shown(value)}; it must be 0 to {MAX_AMOUNT_MINOR}"
             " (money that goes back is a refund, reversal or payout with a positive amount)"
         )
     return value
@@ -314,7 +330,7 @@ def _checked_location(location: object) -> tuple[float, float]:
     try:
         north, east = cast("tuple[Any, Any]", location)
         latitude, longitude = float(north), float(east)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadTransaction("location must be (latitude, longitude) in degrees") from None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         raise BadTransaction(
@@ -328,7 +344,7 @@ def _checked_flags(flags: object) -> dict[str, bool]:
         raise BadTransaction(f"flags must be a mapping, not {_kind(flags)}")
     for name, value in flags.items():
         if not isinstance(name, str) or not isinstance(value, bool):
-            raise BadTransaction(f"flag {name!r} must be a name with True or False")
+            raise BadTransaction(f"flag {_shown(name)} must be a name with True or False")
     return dict(flags)
 
 

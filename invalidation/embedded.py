@@ -1,17 +1,20 @@
 """The state of an embedded deployment: its store, its keys, and where both are kept.
 
-Rule: nothing is written unless the settings name a folder; then the store's file is replaced whole,
-and the identifier secret lies beside it.
+Rule: nothing is written unless the settings name a folder and something was observed. Then the
+folder is this state's alone until it is closed, the identifier secret lies beside the store, and
+the store's file is replaced whole: what another has saved is never overwritten.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
-from dataclasses import dataclass
+import os
 from pathlib import Path
 from typing import Final, Self
 
-from freshscore.config.secret import load_secret
+from freshscore.config.errors import SettingsError, StoreInUse
+from freshscore.config.secret import Secret, keep_secret, load_secret
 from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys
 from freshscore.features.program import compiled
@@ -23,13 +26,25 @@ from freshscore.invalidation.feed import Acceptance
 STATE_FILE: Final = "state"
 
 
-@dataclass(frozen=True, slots=True)
 class EmbeddedState:
-    """A store and what decides on its events; `folder` is where it is kept, or None."""
+    """A store and what decides on its events; `folder` is where it is kept, or None.
 
-    store: MemoryStore
-    acceptance: Acceptance
-    folder: Path | None
+    secret: that its keys are of; it goes into the folder with the first change.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        acceptance: Acceptance,
+        folder: Path | None = None,
+        secret: Secret | None = None,
+    ) -> None:
+        self.store = store
+        self.acceptance = acceptance
+        self.folder = folder
+        self._secret = secret
+        self._opened_from = self._saved()
+        self._lock: int | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -40,11 +55,6 @@ class EmbeddedState:
         own = settings.store
         program = compiled(FeatureSpecification.named(own.specification))
         secret = load_secret(own.path)
-        if secret.made:
-            logging.getLogger("freshscore").warning(
-                "made an identifier secret at %s; keep it, the store cannot be read without it",
-                secret.origin,
-            )
         keys = Keys(program, secret)
         limits = StoreLimits(
             max_entities=own.max_entities,
@@ -58,10 +68,71 @@ class EmbeddedState:
             store = open_store(path, program, keys, limits)
         else:
             store = MemoryStore(program, keys, limits)
-        return cls(store, Acceptance(1000 * own.horizon_s, 1000 * own.skew_s), own.path)
+        acceptance = Acceptance(1000 * own.horizon_s, 1000 * own.skew_s)
+        return cls(store, acceptance, own.path, secret)
 
-    def save(self) -> None:
-        """Replace the saved store, if there is a folder for it."""
-        if self.folder is not None:
+    def begin_writing(self) -> None:
+        """Before the first change: make the folder this state's alone.
+
+        Raises StoreInUse if another writes there, or has saved since this state was opened;
+        SettingsError where the folder cannot be made.
+        """
+        if self.folder is None or self._secret is None or self._lock is not None:
+            return
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as problem:
+            raise SettingsError(f"store.path {self.folder}: {problem.strerror}") from problem
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check_unchanged()
+            made = keep_secret(self._secret, self.folder)
+        except BlockingIOError:
+            os.close(lock)
+            raise StoreInUse(
+                f"another scorer or command writes to the store in {self.folder}; one at a time"
+                " observes, any number may score what was saved"
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        if made is not None:
+            logging.getLogger("freshscore").warning(
+                "made an identifier secret at %s; keep it, the store cannot be read without it",
+                made,
+            )
+
+    def close(self) -> None:
+        """Save what was observed, if there is a folder for it, and leave the folder to others."""
+        if self.folder is None or self._lock is None:
+            return
+        try:
+            self._check_unchanged()
             save_store(self.store, self.folder / STATE_FILE)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the folder to others without saving."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _saved(self) -> tuple[int, int] | None:
+        """What tells one saved file from another; None without one."""
+        if self.folder is None:
+            return None
+        try:
+            found = (self.folder / STATE_FILE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        if self._saved() != self._opened_from:
+            raise StoreInUse(
+                f"the store in {self.folder} was saved by another since it was opened here;"
+                " open it again"
+            )

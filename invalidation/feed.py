@@ -1,14 +1,16 @@
 """The feed: which events and facts are accepted, and their way into the states.
 
 Whether an event is accepted is a function of its message alone (law 3): its event time lies between
-arrival - horizon and arrival + skew. Embedded, arrival is the event's own time unless it is given.
+arrival - horizon and arrival + skew. Embedded, arrival is the event's own time unless it is given;
+in no case is it later than the clock, for one event of the year 2099 would put all others beyond
+reach.
 Rule: nothing is dropped silently: what is refused raises, and everything is counted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import BadFact, BadTransaction, EventRefused, UnknownTransaction
 from freshscore.features.layout import SENDER_LIMIT_MS
 from freshscore.features.packing import Packer
@@ -40,14 +43,25 @@ class Acceptance:
 class Feed:
     """Applies events and facts to the states of one store.
 
-    counts: outcome -> events or facts: accepted, repeated, conflict, beyond reach, late, early;
-    "fact accepted" and the like for facts.
+    begin: called once, before the first of them. counts: outcome -> events or facts: accepted,
+    repeated, conflict, beyond reach, late, early; "fact accepted" and the like for facts.
     """
 
-    def __init__(self, store: MemoryStore, packer: Packer, acceptance: Acceptance) -> None:
+    def __init__(
+        self,
+        store: MemoryStore,
+        packer: Packer,
+        acceptance: Acceptance,
+        begin: Callable[[], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._store = store
         self._packer = packer
         self._acceptance = acceptance
+        self._begin = begin
+        self._clock = clock or SystemClock()
+        # The clock as it was read last: what is before it needs no reading.
+        self._now_ms = 0
         self.counts: dict[str, int] = {}
         # Adding to a count is a reading and a writing, between which another thread may come.
         self._counting = threading.Lock()
@@ -57,15 +71,26 @@ class Feed:
 
         Raises EventRefused if it is too late or too early for its arrival, StoreFull at a limit.
         """
-        if arrival_ms is not None:
-            self._check_arrival(event_ms, arrival_ms)
+        if self._begin is not None:
+            self._start()
+        if arrival_ms is not None or event_ms > self._now_ms:
+            self._check_arrival(event_ms, event_ms if arrival_ms is None else arrival_ms)
         outcome = self._store.observe(row)
         with self._counting:
             self.counts[outcome] = self.counts.get(outcome, 0) + 1
         return outcome
 
+    def _start(self) -> None:
+        with self._counting:
+            if self._begin is not None:
+                self._begin()
+                self._begin = None
+
     def _check_arrival(self, event_ms: int, arrival_ms: int) -> None:
         limits = self._acceptance
+        if arrival_ms > self._now_ms:
+            self._now_ms = self._clock.now_ms()
+            arrival_ms = min(arrival_ms, self._now_ms)
         if event_ms < arrival_ms - limits.horizon_ms:
             self._count("late")
             raise EventRefused(
@@ -75,8 +100,8 @@ class Feed:
         if event_ms > arrival_ms + limits.skew_ms:
             self._count("early")
             raise EventRefused(
-                f"the event is {event_ms - arrival_ms} ms newer than its arrival;"
-                f" the skew allowed is {limits.skew_ms} ms"
+                f"the event is {event_ms - arrival_ms} ms newer than its arrival, which is not"
+                f" later than the clock; the skew allowed is {limits.skew_ms} ms"
             )
 
     def label(
@@ -87,21 +112,27 @@ class Feed:
         entities: Mapping[str, str] | None,
         time: datetime | int | None,
     ) -> None:
-        """Apply facts of one payment, known at `known_at` (None: the newest event time applied).
+        """Apply facts of one payment, known at `known_at`.
 
-        entities and time: the payment's own, or neither; then they are looked up. Raises BadFact,
-        and UnknownTransaction if there is nothing to look up.
+        By default that is the newest event time applied, or `time` where that is later. entities
+        and time: the payment's own, or neither; then they are looked up. Raises BadFact, and
+        UnknownTransaction if there is nothing to look up.
         """
         if not flags:
             raise BadFact("a label needs at least one fact, such as fraud=True")
         if (entities is None) != (time is None):
             raise BadFact("a label brings entities and time together, or neither")
+        if entities is not None:
+            self._check_entities(entities)
         numbers = {name: self._fact_number(name, value) for name, value in flags.items()}
-        known_ms = self._known_ms(known_at)
         looked_up = entities is None
         row = self._fact_row(transaction_id, entities, time)
-        if not looked_up and abs(known_ms - time_ms(time)) >= SENDER_LIMIT_MS:
+        time_or_0 = 0 if time is None else time_ms(time)
+        known_ms = self._known_ms(known_at, time_or_0)
+        if not looked_up and abs(known_ms - time_or_0) >= SENDER_LIMIT_MS:
             raise BadFact("a fact lies more than 17 years from its event")
+        if self._begin is not None:
+            self._start()
         for name, value in flags.items():
             outcome = self._store.label(row, numbers[name], value, known_ms, known_ms, looked_up)
             self._count(f"fact {outcome}")
@@ -120,7 +151,9 @@ class Feed:
 
         before = dict(self.counts)
         rows = rows_of(table, self._packer)
-        ages = table.arrival_ms - table.time_ms
+        if self._begin is not None:
+            self._start()
+        ages = np.minimum(table.arrival_ms, self._clock.now_ms()) - table.time_ms
         late = ages > self._acceptance.horizon_ms
         early = -ages > self._acceptance.skew_ms
         self._count("late", int(late.sum()))
@@ -158,9 +191,18 @@ class Feed:
             raise BadFact(f"fact {name!r} must be True or False, not {type(value).__name__}")
         return facts.index(name)
 
-    def _known_ms(self, known_at: datetime | int | None) -> int:
+    def _check_entities(self, entities: Mapping[str, str]) -> None:
+        read = {part for layout in self._packer.program.entities for part in layout.parts}
+        if not read.intersection(entities):
+            raise BadFact(
+                f"none of the fact's entities is one that the specification reads: it has"
+                f" {', '.join(sorted(map(str, entities))) or 'none'}; read are"
+                f" {', '.join(sorted(read)) or 'none'}"
+            )
+
+    def _known_ms(self, known_at: datetime | int | None, event_ms: int) -> int:
         if known_at is None:
-            return self._store.newest_ms
+            return max(self._store.newest_ms, event_ms)
         try:
             return time_ms(known_at, "known_at")
         except BadTransaction as problem:

@@ -97,7 +97,7 @@ class Scorer:
             max_steps=cache.valid_until_max_steps,
         )
         serving = Serving(state.store, chosen, limits, random_seed())
-        feed = Feed(state.store, serving.packer, state.acceptance)
+        feed = Feed(state.store, serving.packer, state.acceptance, state.begin_writing)
         return cls(loaded, state, feed, serving)
 
     def score(
@@ -153,7 +153,8 @@ class Scorer:
         """Count `tx` in the aggregates of its entities; repeating it changes nothing.
 
         arrival: when it reached the system; by default its own time.
-        Raises BadTransaction, EventRefused (too late or early for its arrival), StoreFull, Closed.
+        Raises BadTransaction, EventRefused (too late or early for its arrival), StoreFull, Closed,
+        and at the first StoreInUse, if another writes to the folder that the settings name.
         """
         serving = self._serving
         if serving is None:
@@ -246,11 +247,14 @@ class Scorer:
         return counts_of(self._serving, self._store, self._feed.counts, self._latencies)
 
     def close(self) -> None:
-        """Save the aggregates if the settings name a folder; closing twice is the same as once."""
+        """Save what was observed if the settings name a folder; closing twice is the same as once.
+
+        Raises StoreInUse if another has saved there meanwhile: nothing of theirs is overwritten.
+        """
         if self._serving is not None:
             self._refusal = Closed("the scorer is closed")
             self._serving = None
-            self._state.save()
+            self._state.close()
 
     def __enter__(self) -> Self:
         """The scorer itself."""
@@ -373,6 +377,7 @@ def _chosen(
 def _forked(scorer: Scorer | None) -> None:
     if scorer is not None:
         scorer._serving = None
+        scorer._state.abandon()
         scorer._refusal = ForkedScorer(
             "this scorer was opened before a fork, in another process; open one in each worker"
         )

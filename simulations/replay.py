@@ -137,7 +137,7 @@ class _Player:
         serving = Serving(self.store, model, _tier_limits(settings), seed)
         self.packer = serving.packer
         self.feed = Feed(self.store, self.packer, self.acceptance)
-        state = EmbeddedState(self.store, self.acceptance, folder=None)
+        state = EmbeddedState(self.store, self.acceptance)
         self._scorer = Scorer(settings, state, self.feed, serving)
         self._stream = stream
         self._clock = VirtualClock(stream.start_ms)

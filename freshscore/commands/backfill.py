@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = stored_settings_of(arguments)
     state = EmbeddedState.open(settings)
     program = state.store.program
-    feed = Feed(state.store, Packer(program, state.store.keys), state.acceptance)
+    packer = Packer(program, state.store.keys)
+    feed = Feed(state.store, packer, state.acceptance, state.begin_writing)
     loaded: list[dict[str, Any]] = []
     files: list[Path] = arguments.data
     with progress("files", len(files), SystemClock(), settings.output.progress_line_s) as advance:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             loaded.append({"file": path.name, "outcomes": outcomes, "rejected": rejected})
             advance(1)
     # After all files: a store is saved whole, so one that was interrupted is as it was.
-    state.save()
+    state.close()
     print_table(["file", "what", "rows"], [row for one in loaded for row in _rows(one)])
     store = {
         "payments": state.store.n_payments,

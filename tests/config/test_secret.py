@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -10,36 +11,55 @@ from pathlib import Path
 import pytest
 
 from freshscore.config.errors import SettingsError
-from freshscore.config.secret import FILE_NAME, Secret, load_secret, random_bytes, random_seed
+from freshscore.config.secret import (
+    FILE_NAME,
+    Secret,
+    keep_secret,
+    load_secret,
+    random_bytes,
+    random_seed,
+)
 
 HEX = "00112233445566778899aabbccddeeff"
 
 
-def test_memory_needs_none_and_gets_a_random_one() -> None:
+def test_memory_needs_none_and_gets_a_random_one(tmp_path: Path) -> None:
     first, second = load_secret(None, {}), load_secret(None, {})
     assert first.key("entity") != second.key("entity")
-    assert not first.made
+    assert keep_secret(first, tmp_path) == tmp_path / FILE_NAME
 
 
-def test_secret_is_made_beside_the_store_once(tmp_path: Path) -> None:
+def test_secret_is_made_beside_the_store_once_it_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "store"
-    first, second = load_secret(folder, {}), load_secret(folder, {})
-    assert (first.made, second.made) == (True, False)
+    first = load_secret(folder, {})
+    assert not folder.exists()
+    assert keep_secret(first, folder) == folder / FILE_NAME
+    second = load_secret(folder, {})
+    assert keep_secret(second, folder) is None
     assert first.key("entity") == second.key("entity")
-    assert first.origin == str(folder / FILE_NAME)
+    assert second.origin == str(folder / FILE_NAME)
     assert (folder / FILE_NAME).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in folder.iterdir()] == [FILE_NAME]
 
 
+def test_another_secret_is_never_replaced(tmp_path: Path) -> None:
+    first, second = load_secret(tmp_path, {}), load_secret(tmp_path, {})
+    keep_secret(first, tmp_path)
+    with pytest.raises(SettingsError, match="another process made one"):
+        keep_secret(second, tmp_path)
+    assert load_secret(tmp_path, {}).key_id == first.key_id
+
+
 def test_the_variable_counts_before_the_file(tmp_path: Path) -> None:
     written = load_secret(tmp_path, {})
+    keep_secret(written, tmp_path)
     given = load_secret(tmp_path, {"FRESHSCORE_SECRET": HEX})
     assert given.origin == "FRESHSCORE_SECRET"
     assert given.key_id != written.key_id
 
 
 def test_with_the_variable_nothing_is_written(tmp_path: Path) -> None:
-    load_secret(tmp_path, {"FRESHSCORE_SECRET": HEX})
+    assert keep_secret(load_secret(tmp_path, {"FRESHSCORE_SECRET": HEX}), tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +100,7 @@ def test_secret_is_not_in_its_representation() -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o606])
 def test_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
-    load_secret(tmp_path, {})
+    keep_secret(load_secret(tmp_path, {}), tmp_path)
     (tmp_path / FILE_NAME).chmod(mode)
     with pytest.raises(SettingsError, match=f"{mode:04o}.*0600"):
         load_secret(tmp_path, {})
@@ -100,24 +120,26 @@ def test_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: str)
 def test_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="ascii")
     with pytest.raises(SettingsError, match="file"):
-        load_secret(tmp_path / "file" / "store", {})
+        keep_secret(Secret(bytes(32), "this process"), tmp_path / "file" / "store")
 
 
-def test_of_many_that_open_a_store_at_once_all_get_one_secret(tmp_path: Path) -> None:
-    found: list[Secret] = []
+def test_of_many_that_keep_a_secret_at_once_one_does(tmp_path: Path) -> None:
+    kept: list[Secret] = []
     start = threading.Barrier(8)
 
     def open_store() -> None:
+        secret = load_secret(tmp_path, {})
         start.wait()
-        found.append(load_secret(tmp_path, {}))
+        with contextlib.suppress(SettingsError):
+            keep_secret(secret, tmp_path)
+            kept.append(secret)
 
     threads = [threading.Thread(target=open_store) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({one.key("entity") for one in found}) == 1
-    assert [one.made for one in found].count(True) == 1
+    assert [one.key_id for one in kept] == [load_secret(tmp_path, {}).key_id]
     assert os.listdir(tmp_path) == [FILE_NAME]
 
 

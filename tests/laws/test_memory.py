@@ -75,7 +75,7 @@ def problem_of(store: MemoryStore) -> str | None:
                 continue
             start = at - arena.SEGMENT_HEAD
             size = arena.SEGMENT_HEAD + 8 * layout.words * capacity
-            size += block_bytes * (capacity // 64) if capacity >= 128 else 0
+            size += block_bytes * (capacity // 32) if capacity >= 128 else 0
             if (word(start), word(start + 8)) != (e << 32 | number, size):
                 return f"{layout.name} {number}: another's segment, or of another size"
             segments.append((start, size))

@@ -80,7 +80,7 @@ class World:
         self.feed = Feed(self.store, self.serving.packer, acceptance)
         self.scorer = Scorer(
             Settings.model_validate({"cache": {"inflight_wait_s": self.limits.inflight_wait_s}}),
-            EmbeddedState(self.store, acceptance, None),
+            EmbeddedState(self.store, acceptance),
             self.feed,
             self.serving,
         )
