@@ -1,8 +1,9 @@
 """Point-in-time features of a whole table: each payment at its own time, as serving would see it.
 
-known: what precedes the payment's own row in arrival order; true: all events up to its time. Facts
-count in both by the instant at which they became known. The result is, bit for bit, that of a live
-replay: the accumulators are those of a store's scan, and end in the same finishing function.
+known: what precedes the payment's own row in arrival order, facts by when they became known; true:
+all events up to its time, and all facts that were known by then. The result is, bit for bit, that
+of a live replay under the same keys, which order the payments of one instant: the accumulators are
+those of a store's scan, and end in the same finishing function.
 
 Entity by entity the payments are grouped, and windows move along each entity's events
 (features/history_passes.py), so the cost hangs on the number of payments, not on what the windows
@@ -143,6 +144,12 @@ class _History:
             refused = (~self._accepted).view(np.uint8)
             self._marked = refused if self._marked is None else self._marked | refused
         self._changes = fact_changes(table, facts)
+        self._arrival_ms: Int64s | None = None
+        early = table.arrival_ms < table.time_ms
+        if not self._is_true and len(facts) and early.any():
+            self._arrival_ms = np.ascontiguousarray(table.arrival_ms)
+            ahead = early.view(np.uint8)
+            self._marked = ahead if self._marked is None else self._marked | ahead
 
     def _make_scratch(self) -> None:
         program = self._program
@@ -226,6 +233,8 @@ class _History:
             h.PIECE_SLOTS: self._piece_slots,
             h.TARGETS: self._targets,
         }
+        if self._arrival_ms is not None:
+            arrays[h.ARRIVALS] = self._arrival_ms
         if self._location is not None and self._located is not None:
             arrays |= {h.LOCATIONS: self._location, h.LOCATED: self._located}
         return arrays

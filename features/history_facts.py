@@ -8,6 +8,7 @@ fact the smallest known-at counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from freshscore.features import history_layout as h
 from freshscore.features.history_turns import Copies
 from freshscore.features.table import Bytes, FactTable, Int32s, Int64s, PaymentTable
+
+_ALWAYS: Final = -(2**62)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +79,9 @@ def fact_changes(table: PaymentTable, facts: FactTable) -> FactChanges:
     order = first[
         np.lexsort((value[first], sender_ms[first], known_ms[first], name[first], row[first]))
     ]
+    # A flag comes with its event: whatever was known of it before, no window ever sees.
+    with_flag = (table.flags[row] >> name) & 1 == 1
+    known_ms = np.where(with_flag & (known_ms <= table.time_ms[row]), _ALWAYS, known_ms)
     # Of several facts that became known in one instant the last one counts.
     last = np.append(_differs(row[order], name[order], known_ms[order])[1:], True)
     held = order[last]

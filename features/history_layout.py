@@ -56,7 +56,8 @@ SEEN_AT: Final = 136  # four words: addresses of the last entry + 1 by member nu
 SCALE_BITS: Final = 168
 PIECE_SLOTS: Final = 176  # scratch: twice PIECE slots
 TARGETS: Final = 184  # scratch: twice PIECE words
-JOB_WORDS: Final = 24
+ARRIVALS: Final = 192  # int64 (n,), or no address where no row arrived before its time
+JOB_WORDS: Final = 25
 
 # Payments of an entity that all passes do before the next ones: what they write of the output, at
 # 256 bytes a row, and their slots stay in the nearest cache.

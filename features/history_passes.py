@@ -277,18 +277,23 @@ def stepped_pass(
     length = i64(pass_ + 8 * hp.PASS_LENGTH)
     step = i64(pass_ + 8 * hp.PASS_STEP)
     mask = i64(pass_ + 8 * hp.PASS_MASK) | h.SEEN
+    arrivals = i64(job + h.ARRIVALS)
     see_first(first, end, width)
     change = changes
     for at in range(steps, steps + h.STEP_BYTES * ((end - first) // width), h.STEP_BYTES):
         own = first + width * i32(at)
         aside = i32(at + 4)
         time = i64(own)
+        # Facts are messages: before a payment that is early there were those that arrived by then.
+        known_by = time
+        if arrivals != 0:
+            known_by = min(time, i64(arrivals + 8 * (i64(own + h.STATE) & h.ROW_BITS)))
         if aside >= 0:
             _show(first + width * aside, LEAVES, mask, slot, pass_, tables)
-        while change < changes_end and i64(change + 8) <= time:
+        while change < changes_end and i64(change + 8) <= known_by:
             turn_fact(change, entries, width, mask, slot, pass_, tables)
             change += h.CHANGE_BYTES
-        while change > changes and i64(change - h.CHANGE_BYTES + 8) > time:
+        while change > changes and i64(change - h.CHANGE_BYTES + 8) > known_by:
             change -= h.CHANGE_BYTES
             turn_fact(change, entries, width, mask, slot, pass_, tables)
         start = window_start(time, delay, step, length)

@@ -209,8 +209,8 @@ def history(
 ) -> list[list[float]]:
     """The matrix of (transaction, arrival_ms) rows, each at its own time and from nothing.
 
-    known: the events before the row in arrival order (arrival, row); true: all of them. Facts
-    count in both by their known-at alone.
+    known: the events before the row in arrival order (arrival, row), and the facts that became
+    known by its arrival; true: all of them.
     """
     facts = list(facts)
     arrivals = [tx.time if arrival is None else arrival for tx, arrival in rows]
@@ -223,6 +223,8 @@ def history(
             if mode == "true" or (arrivals[row], row) < (arrivals[own], own):
                 oracle.observe(event, arrival_ms)
         for f in facts:
+            if mode == "known" and f.known_at_ms > arrivals[own]:
+                continue
             oracle.label(f.transaction_id, f.name, f.value, f.sender_ms, f.known_at_ms, f.time_ms)
         matrix.append(oracle.features(transaction, transaction.time, categories))
     return matrix

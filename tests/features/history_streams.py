@@ -135,8 +135,8 @@ def oracle_history(
 def live_history(table: PaymentTable, acceptance: Acceptance | None) -> Floats:
     """Each payment scored at its own time by a memory store, then observed; by row of the table.
 
-    Facts are told to the store before the first request that may know them, to every copy of their
-    payment with the same event time.
+    Facts are told to the store when they become known, to every copy of their payment with the same
+    event time.
     """
     program = compiled(table.specification)
     keys = keys_of(program)
@@ -148,9 +148,10 @@ def live_history(table: PaymentTable, acceptance: Acceptance | None) -> Floats:
     rows = [packer.row(transaction) for transaction in transactions]
     accepted = [True] * len(rows) if acceptance is None else acceptance.of(table).tolist()
     facts = _facts_by_instant(table, transactions)
+    arrivals_ms = table.arrival_ms.tolist()
     out = np.empty((len(rows), program.n_columns))
     for i, transaction in enumerate(transactions):
-        while facts and facts[-1].known_at_ms <= transaction.time:
+        while facts and facts[-1].known_at_ms <= arrivals_ms[i]:
             fact = facts.pop()
             store.label(
                 rows[fact.row], fact.name, fact.value, fact.known_at_ms, fact.sender_ms, False
