@@ -69,15 +69,20 @@ def world_of(scaled: Scaled, model: ServableModel) -> World:
 def replayed(world: World, lines: list[Line]) -> tuple[Floats, list[float | None]]:
     """Features and scores of each line at its own time, line by line, then observed.
 
-    Facts are told at once: each counts only from the instant at which it was known.
+    Facts are told when they become known.
     """
-    for line in lines:
-        for name, known_at in line.known_at_ms.items():
-            fact = world.specification.facts.index(name)
-            world.store.label(world.row(line.payment), fact, True, known_at, known_at, False)
+    facts = [
+        (known_at, world.row(line.payment), world.specification.facts.index(name))
+        for line in lines
+        for name, known_at in line.known_at_ms.items()
+    ]
+    facts.sort(reverse=True)
     features, scores = [], []
     for line in lines:
         payment = line.payment
+        while facts and facts[-1][0] <= line.arrival_ms:
+            known_at, row, fact = facts.pop()
+            world.store.label(row, fact, True, known_at, known_at, False)
         try:
             scores.append(world.scorer.score(payment, as_of=payment.time).score)
         except AsOfTooOld:
