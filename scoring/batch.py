@@ -6,6 +6,7 @@ as a single score (which costs 0.2 us a row), so other threads run in between.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,15 +14,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from freshscore.config.errors import DeadlineExceeded
 from freshscore.features.memory import address_of
 from freshscore.features.table import PaymentTable
 from freshscore.features.table_rows import rows_of
 from freshscore.scoring import cache_layout as c
-from freshscore.scoring.result import DECISIONS, SOURCES
-from freshscore.scoring.serving import Serving, features_at, keep
+from freshscore.scoring.flights import Flights
+from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
+from freshscore.scoring.serving import HASH, Serving, features_at, keep
 
 _TOO_OLD: Final = "as_of: older than what the state holds (newest event - store.horizon_s)"
 _TOO_EARLY: Final = "as_of: before the payment's own time"
+_NOT_IN_TIME: Final = "the same score is being computed elsewhere (cache.inflight_wait_s)"
+# A status beside those of the kernel.
+NOT_IN_TIME: Final = -100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,39 +42,76 @@ class Scored:
         return np.ascontiguousarray(self.outs[:, at : at + 8]).view(kind).reshape(-1)
 
 
-def score_table(serving: Serving, table: PaymentTable, as_of_ms: int) -> Scored:
-    """Score every payment of `table` at `as_of_ms` (0: as `Scorer.score` chooses)."""
+def score_table(
+    serving: Serving, table: PaymentTable, as_of_ms: int, flights: Flights, ends_s: float
+) -> Scored:
+    """Score every payment of `table` at `as_of_ms` (0: as `Scorer.score` chooses).
+
+    A model that is not walked is called once for all rows that need it; ends_s: until when to wait
+    for what other threads compute.
+    """
     rows = rows_of(table, serving.packer)
-    n = len(rows)
-    outs = np.zeros((n, serving.out_bytes), np.uint8)
-    statuses = np.empty(n, np.int64)
+    outs = np.zeros((len(rows), serving.out_bytes), np.uint8)
+    scored = Scored(outs, np.empty(len(rows), np.int64))
     score_in, context_at = serving.score_in, serving.context_at
     row_at, out_at = address_of(rows), address_of(outs)
     row_bytes, out_bytes = rows.strides[0], serving.out_bytes
-    for i in range(n):
-        statuses[i] = score_in(context_at, row_at, as_of_ms, out_at)
+    for i in range(len(rows)):
+        scored.statuses[i] = score_in(context_at, row_at, as_of_ms, out_at)
         row_at += row_bytes
         out_at += out_bytes
-    _call_model(serving, rows, outs, statuses)
-    return Scored(outs, statuses)
+    needing = np.flatnonzero(scored.statuses == c.NEEDS_MODEL)
+    while len(needing):
+        needing = _call_model(serving, rows, scored, needing, flights, ends_s)
+    return scored
 
 
 def _call_model(
     serving: Serving,
     rows: NDArray[np.uint64],
-    outs: NDArray[np.uint8],
-    statuses: NDArray[np.int64],
-) -> None:
-    """Call a model that is not walked, once for all rows that need it, and keep the scores."""
-    needing = np.flatnonzero(statuses == c.NEEDS_MODEL)
-    if len(needing) == 0:
-        return
-    features = np.ascontiguousarray(outs[needing, features_at(serving) :]).view(np.float64)
-    scores = serving.model.predict(features)
+    scored: Scored,
+    needing: NDArray[np.int64],
+    flights: Flights,
+    ends_s: float,
+) -> NDArray[np.int64]:
+    """Call the model once for the keys that nobody computes; the rows that still need it then."""
+    outs, statuses = scored.outs, scored.statuses
+    led: dict[bytes, int] = {}
+    boarded: dict[bytes, threading.Lock] = {}
+    others: dict[int, bytes] = {}
+    for i in needing.tolist():
+        key = outs[i, HASH].tobytes()
+        flight = None if key in led else flights.board(key)
+        if flight is None:
+            others[i] = key
+        else:
+            led[key], boarded[key] = i, flight
     row_at, out_at = address_of(rows), address_of(outs)
-    for i, score in zip(needing.tolist(), scores.tolist(), strict=True):
-        keep(serving, row_at + i * rows.strides[0], out_at + i * outs.strides[0], score)
-    statuses[needing] = c.SERVED
+    try:
+        if led:
+            at = [*led.values()]
+            features = np.ascontiguousarray(outs[at, features_at(serving) :]).view(np.float64)
+            for i, score in zip(at, serving.model.predict(features).tolist(), strict=True):
+                keep(serving, row_at + i * rows.strides[0], out_at + i * outs.strides[0], score)
+                statuses[i] = c.SERVED
+    finally:
+        for key, flight in boarded.items():
+            flights.land(key, flight)
+    for i, key in others.items():
+        try:
+            flights.wait(key, ends_s)
+        except DeadlineExceeded:
+            statuses[i] = NOT_IN_TIME
+            continue
+        at_ms = int(outs[i, c.OUT_AS_OF : c.OUT_AS_OF + 8].view(np.int64)[0])
+        outs[i] = 0
+        statuses[i] = serving.score_in(
+            serving.context_at,
+            row_at + i * rows.strides[0],
+            at_ms,
+            out_at + i * outs.strides[0],
+        )
+    return np.flatnonzero(statuses == c.NEEDS_MODEL)
 
 
 def as_frame(
@@ -78,13 +121,17 @@ def as_frame(
     n = len(index)
     good = scored.statuses == c.SERVED
     at = table.row[good]
+    as_of = scored.words(c.OUT_AS_OF)[good]
+    since = scored.words(c.OUT_COMPLETE_SINCE)[good]
     frame: dict[str, Any] = {
         "score": _placed(n, at, scored.words(c.OUT_SCORE, np.float64)[good], np.nan),
         "decision": _named(n, at, scored.words(c.OUT_DECISION)[good], DECISIONS),
         "source": _named(n, at, scored.words(c.OUT_SOURCE)[good], SOURCES),
-        "as_of": _whole(n, at, scored.words(c.OUT_AS_OF)[good]),
+        "as_of": _whole(n, at, as_of),
         "valid_until": _whole(n, at, scored.words(c.OUT_VALID_UNTIL)[good]),
         "model_version": serving.version,
+        "degraded": _causes(n, at, scored.words(c.OUT_DEGRADED)[good]),
+        "complete_since": _whole(n, at[since != 0], np.minimum(since, as_of)[since != 0]),
         "error": _errors(n, table, scored),
     }
     return pd.DataFrame(frame, index=index)
@@ -110,10 +157,19 @@ def _named(n: int, at: NDArray[np.int64], codes: NDArray[np.int64], names: tuple
     return pd.Categorical.from_codes(column, categories=pd.Index(names))
 
 
+def _causes(n: int, at: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Why answers are degraded, a text for each; empty where they are not."""
+    column = np.full(n, "", object)
+    for row in np.flatnonzero(bits):
+        column[at[row]] = ", ".join(degraded_causes(int(bits[row])))
+    return column
+
+
 def _errors(n: int, table: PaymentTable, scored: Scored) -> NDArray[np.object_]:
     column = np.full(n, None, object)
     for row, problem in table.rejected.listed(len(table.rejected)):
         column[row] = f"{problem.reason}: {problem.sentence}"
     column[table.row[scored.statuses == c.AS_OF_TOO_OLD]] = _TOO_OLD
     column[table.row[scored.statuses == c.AS_OF_BEFORE_PAYMENT]] = _TOO_EARLY
+    column[table.row[scored.statuses == NOT_IN_TIME]] = _NOT_IN_TIME
     return column

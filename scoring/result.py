@@ -111,12 +111,17 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
     def degraded(self) -> tuple[str, ...]:
         """Causes for which the answer is not what complete states would give; usually empty."""
         bits: int = _INT(self.raw, c.OUT_DEGRADED)[0]
-        return tuple(name for bit, name in _DEGRADED.items() if bits & bit) if bits else ()
+        return degraded_causes(bits) if bits else ()
 
     @property
     def reason(self) -> str:
         """`degraded` as a sentence; empty if it is."""
         return "; ".join(_SENTENCES[cause] for cause in self.degraded)
+
+
+def degraded_causes(bits: int) -> tuple[str, ...]:
+    """The causes that are set in OUT_DEGRADED."""
+    return tuple(name for bit, name in _DEGRADED.items() if bits & bit)
 
 
 def result_of(

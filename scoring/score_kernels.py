@@ -469,12 +469,12 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
             else:
                 hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
                 other = find_cell(tier, hash_low, hash_high)
-                _count(tier, c.BY_CAUSE + cause)
                 if other != NONE:
                     _count(tier, c.ABSORBED + cause)
                 elif not has_box:
                     _ask_for_model(context, as_of, cause, hash_low, hash_high, out)
                     return c.NEEDS_MODEL
+            _count(tier, c.BY_CAUSE + cause)
             if other != NONE:
                 use(tier, other)
             if entry == NONE:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, overload
 from freshscore.config.clock import SystemClock
 from freshscore.config.errors import (
     AsOfTooOld,
+    BadModel,
     BadTransaction,
     Closed,
+    DeadlineExceeded,
     ForkedScorer,
     FreshscoreError,
 )
@@ -35,7 +37,7 @@ from freshscore.scoring.counts import counts_of
 from freshscore.scoring.flights import Flights
 from freshscore.scoring.latencies import Latencies
 from freshscore.scoring.result import DECISIONS, SOURCES, Result, refused, result_of
-from freshscore.scoring.serving import ServableModel, Serving, with_model_score
+from freshscore.scoring.serving import HASH, ServableModel, Serving, with_model_score
 from freshscore.scoring.tier import TierLimits
 
 if TYPE_CHECKING:
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
     from freshscore.scoring.explanation import Explanation
 
 # One call in so many is timed.
-_TIMED_EVERY: Final = 16
-_HASH: Final = slice(c.OUT_HASH_LOW, c.OUT_HASH_HIGH + 8)
+# One call in 16 is timed, at distances of 1 to 31 that no period of traffic fits (a multiplicative
+# sequence modulo the prime 65537: Lehmer 1951).
+_MULTIPLIER: Final = 75
+_MODULUS: Final = 65_537
+_LONGEST: Final = 31
 
 
 class Scorer:
@@ -63,10 +68,12 @@ class Scorer:
         self._feed = feed
         self._serving: Serving | None = serving
         self._refusal: FreshscoreError = Closed("the scorer is closed")
-        self._flights = Flights()
         self._clock = SystemClock()
+        self._flights = Flights(self._clock)
         self._latencies = Latencies(len(SOURCES))
         self._calls = 0
+        self._next_timed = 1
+        self._distances = 1
         scorer = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forked(scorer()))
 
@@ -117,7 +124,9 @@ class Scorer:
         if serving is None:
             raise self._refusal
         self._calls = calls = self._calls + 1
-        if calls % _TIMED_EVERY == 0:
+        if calls >= self._next_timed:
+            self._distances = self._distances * _MULTIPLIER % _MODULUS
+            self._next_timed = calls + 1 + self._distances % _LONGEST
             return self._timed(serving, tx, as_of, deadline_ms)
         if tx.__class__ is not Transaction:
             tx = Transaction.of(tx)
@@ -201,22 +210,32 @@ class Scorer:
         """Scores of many transactions, none of which sees another.
 
         rows: a pandas DataFrame (columns as in `freshscore.features.columns`), which gives a frame
-        on its index with score, decision, source, as_of, valid_until, model_version and error; or a
-        list of Transactions or mappings, which gives a list of Results. A bad row has `error` and
-        no score.
+        on its index with score, decision, source, as_of, valid_until, model_version, degraded,
+        complete_since and error; or a list of Transactions or mappings, which gives a list of
+        Results. A bad row has `error` and no score; so has one whose wait for another thread's
+        computation took too long.
+        Raises BadTransaction for an `as_of` that is no instant, BadModel, Closed, and TypeError for
+        rows of another kind.
         """
         serving = self._serving
         if serving is None:
             raise self._refusal
+        at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
         if isinstance(rows, list | tuple):
-            return [self._one_of_many(serving, row, as_of) for row in rows]
+            return [self._one_of_many(serving, row, at_ms or None) for row in rows]
         # pandas is imported by those who have a frame.
         from freshscore.features.reading import read_payments
         from freshscore.scoring.batch import as_frame, score_table
 
+        if not hasattr(rows, "index") or not hasattr(rows, "columns"):
+            raise TypeError(
+                f"rows are a pandas DataFrame or a list, not {type(rows).__name__};"
+                " freshscore score --data scores a file"
+            )
         table = read_payments(rows, self._store.program.specification)
-        at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
-        return as_frame(serving, table, score_table(serving, table, at_ms), rows.index)
+        ends_s = self._flights.ends_s(self._settings.cache.inflight_wait_s)
+        scored = score_table(serving, table, at_ms, self._flights, ends_s)
+        return as_frame(serving, table, scored, rows.index)
 
     def explain(
         self, tx: Transaction | Mapping[str, Any], *, as_of: datetime | int | None = None
@@ -269,12 +288,14 @@ class Scorer:
         """Close it."""
         self.close()
 
-    def _one_of_many(self, serving: Serving, row: Any, as_of: datetime | int | None) -> Result:
+    def _one_of_many(self, serving: Serving, row: Any, as_of_ms: int | None) -> Result:
         try:
-            return self.score(row, as_of=as_of)
-        except (BadTransaction, AsOfTooOld) as problem:
+            return self.score(row, as_of=as_of_ms)
+        except (BadTransaction, AsOfTooOld, DeadlineExceeded) as problem:
             name = row.get("transaction_id") if isinstance(row, Mapping) else None
-            named = row.transaction_id if isinstance(row, Transaction) else str(name)
+            if isinstance(row, Transaction):
+                name = row.transaction_id
+            named = name if isinstance(name, str) else ""
             return refused(named, serving.version, len(serving.entity_names), str(problem))
 
     def _timed(
@@ -311,10 +332,11 @@ class Scorer:
         wait_s = self._settings.cache.inflight_wait_s
         if deadline_ms is not None:
             wait_s = min(wait_s, deadline_ms / 1000.0)
-        ends_s = self._clock.monotonic_s() + wait_s
+        # Whoever led may have failed, and another lead again: one limit for all waits together.
+        ends_s = self._flights.ends_s(wait_s)
         while status:
             self._check_instant(status, transaction, as_of)
-            key = out[_HASH]
+            key = out[HASH]
             flight = self._flights.board(key)
             if flight is not None:
                 try:
@@ -322,8 +344,7 @@ class Scorer:
                 finally:
                     self._flights.land(key, flight)
                 return out
-            # Whoever led may have failed, and another lead again: one limit for all waits together.
-            self._flights.wait(key, wait_s, ends_s - self._clock.monotonic_s())
+            self._flights.wait(key, ends_s)
             at_ms = int.from_bytes(out[c.OUT_AS_OF : c.OUT_AS_OF + 8], "little")
             out = bytes(serving.out_bytes)
             status = serving.score_in(
@@ -368,8 +389,13 @@ def _chosen(
     if isinstance(model, Model):
         model.check_fits(state.store.program.specification)
         return model
-    if isinstance(model, CallableModel) or not callable(model):
+    if isinstance(model, CallableModel):
         return model
+    if not callable(model):
+        raise BadModel(
+            "model is a Model, a CallableModel or a callable over the feature matrix, not"
+            f" {type(model).__name__}; freshscore models import makes one of a booster"
+        )
     # A bare callable: its cache lives as long as the scorer, so any name of a version will do.
     return CallableModel(model, "callable", [CohortThresholds(ALL, 0.5, 0.9)])
 

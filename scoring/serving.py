@@ -22,8 +22,8 @@ from freshscore.scoring.forest import Forest
 from freshscore.scoring.score_kernels import score_in
 from freshscore.scoring.tier import Tier, TierLimits
 
-# Cohorts that one row has bits for, the last being all others.
-MAX_COHORTS: Final = 255
+# Where the feature-aggregate hash is in what the kernel writes: the key of one computation.
+HASH: Final = slice(c.OUT_HASH_LOW, c.OUT_HASH_HIGH + 8)
 _SCORE: Final = struct.Struct("<d")
 _BITS: Final = struct.Struct("<q")
 
