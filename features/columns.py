@@ -9,6 +9,7 @@ amount and entities, so that a file is never read by a map that happens to fit h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,10 @@ from freshscore.features.specification import FeatureSpecification, has_location
 
 # Column names shown in a message: enough to see what a file is, not enough to fill a screen.
 _MAX_NAMES_SHOWN: Final = 30
+# What looks like a name. A file without a header has its first row there, card numbers and e-mail
+# addresses included: so no other characters, and no more digits than `V28` or `nb_tx_30_day` need.
+_NAME: Final = re.compile(r"[^\W\d][\w .:/()%-]{0,39}")
+_MAX_DIGITS: Final = 3
 
 
 class TimeColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +40,11 @@ class TimeColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AmountColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A column of amounts, in major (12.34) or minor (1234) units of the row's currency."""
+    """A column of amounts, in major (12.34) or minor (1234) units of the row's currency.
+
+    Major units are rounded to the nearest minor unit, for files have converted amounts with more
+    digits than their currency; minor units must be whole.
+    """
 
     column: str
     unit: Literal["major", "minor"] = "major"
@@ -83,7 +92,7 @@ class ColumnMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The map in TOML `text`; raises BadFile, naming `source`."""
         try:
             return msgspec.toml.decode(text, type=ColumnMap)
-        except (msgspec.MsgspecError, ValueError) as problem:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as problem:
             raise BadFile(f"{source}: {problem}") from problem
 
     @staticmethod
@@ -120,7 +129,7 @@ class ColumnMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             " or ".join(columns) for columns in needed if not any(one in names for one in columns)
         ]
 
-    def resolved(self, names: Collection[str], spec: FeatureSpecification) -> Roles:
+    def resolved(self, names: Sequence[str], spec: FeatureSpecification) -> Roles:
         """Which of the columns `names` the reader of `spec` takes for what.
 
         `names` lack nothing. Raises BadFile if `spec` has entities and no column is one.
@@ -227,11 +236,23 @@ def chosen_map(names: Sequence[str], columns: ColumnMap | str | None, source: st
     raise BadFile(f"{source}: its columns fit no column map: {lacking}. It has {shown(names)}")
 
 
-def shown(names: Collection[str]) -> str:
-    """Column names for a message, cut where they are many."""
-    first = [str(name)[:64] for name in list(names)[:_MAX_NAMES_SHOWN]]
+def shown(names: Sequence[str], of: Sequence[str] | None = None) -> str:
+    """Column names for a message, cut where they are many; of: all names, if these are some.
+
+    What does not look like a name is shown as its place among all, from 1: it may be a value.
+    """
+    places = names if of is None else of
+    first = [
+        name if _looks_like_a_name(name) else f"column {places.index(name) + 1}"
+        for name in names[:_MAX_NAMES_SHOWN]
+    ]
     rest = len(names) - len(first)
     return (", ".join(first) or "no columns") + (f" and {rest} more" if rest else "")
+
+
+def _looks_like_a_name(text: str) -> bool:
+    digits = sum(character.isdigit() for character in text)
+    return _NAME.fullmatch(text) is not None and digits <= _MAX_DIGITS
 
 
 def _present(column: str, names: Collection[str]) -> str | None:

@@ -29,9 +29,13 @@ _MAX_MS: Final = float(2**62)
 _MISSING_NUMBERS: Final = ("", "nan", "na", "n/a", "null", "none")
 _TRUE: Final = ("true", "t", "yes", "1")
 _FALSE: Final = ("false", "f", "no", "0")
+# Text that begins with a whole date. Left to itself, pandas takes `now` and `today` from the clock,
+# and a year or a month for its first day.
+_DATE: Final = r"^\d{4}([-/. ]\d{1,2}[-/. ]\d{1,2}|\d{4})(\D|$)"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# None of these shows its values in a repr: a column may be another one than it was said to be.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Instants:
     """ms: int64 (n,) UTC, 0 where `missing` (n,) or `wrong` (n,)."""
 
@@ -40,7 +44,7 @@ class Instants:
     wrong: Bools
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Numbers:
     """values: float64 (n,), NaN where absent or `wrong` (n,)."""
 
@@ -48,7 +52,7 @@ class Numbers:
     wrong: Bools
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Truths:
     """values: bool (n,), False where absent or `wrong` (n,)."""
 
@@ -73,8 +77,14 @@ def instants(column: RawColumn, unit: str) -> Instants:
             return _in_ms(values.cast(pa.int64()), unit)
         if _is_numeric(values.type):
             return _rounded_to_ms(numbers(column, "times").values, unit)
-    found, missing, wrong = _each(column.cells_or_refused("times"), time_ms)
+    cells = column.cells_or_refused("times")
+    found, missing, wrong = _each(cells, lambda value: _instant_ms(value, unit))
     return Instants(np.array([at or 0 for at in found], np.int64), missing, wrong)
+
+
+def _instant_ms(value: object, unit: str) -> int:
+    # Integers are in the column's unit also where another cell has made objects of them.
+    return time_ms(value * 1_000 // _PER_SECOND[unit] if type(value) is int else value)
 
 
 def _in_ms(values: pa.Int64Array, unit: str) -> Instants:
@@ -102,7 +112,8 @@ def _instants_of_text(texts: pa.StringArray, unit: str) -> Instants:
     numeric = _numbers_of_text(texts, False)
     by_number = _rounded_to_ms(numeric.values, unit)
     rest = texts.filter(pa.array(numeric.wrong))
-    cells = pandas.Series(rest.to_pylist(), dtype="object")
+    dates = pc.if_else(pc.match_substring_regex(rest, _DATE), rest, None)
+    cells = pandas.Series(dates.to_pylist(), dtype="object")
     parsed = pa.array(pandas.to_datetime(cells, format="ISO8601", utc=True, errors="coerce"))
     by_text = _in_ms(parsed.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()), "us")
     ms, wrong = by_number.ms.copy(), np.zeros(len(texts), np.bool_)

@@ -95,11 +95,10 @@ class PaymentReader:
         ms = found.ms if default is None else np.where(found.missing, default, found.ms)
         if default is None:
             self.faults.add(found.missing, part, f"{part} is missing")
-        self.faults.add(
-            found.wrong,
-            part,
-            f"{part} is no instant: neither a time with a zone nor a number of ms",
-        )
+        known = f"ISO 8601 nor a number of {column.unit}"
+        if self._columns[column.column].cells == "objects":
+            known = f"a datetime with a zone nor an int of {column.unit}"
+        self.faults.add(found.wrong, part, f"{part} is no instant in {_YEARS}: neither {known}")
         inside = (ms >= EARLIEST_MS) & (ms < LATEST_MS)
         self.faults.add(~inside, part, f"{part} is outside {_YEARS}; its unit may be another")
         return ms

@@ -2,12 +2,15 @@
 
 Rule: what cannot be read as what it was said to be is BadFile, with the library's reason; nothing
 is half read. A row that alone is broken (a CSV row with too few or too many cells) is set aside.
-In CSV an empty cell, quoted or not, is an absent value; blank lines are no rows.
+In CSV an empty cell, quoted or not, is an absent value; blank lines are no rows. CSV is UTF-8; of
+cells that are not, those that are read are wrong cells, and the header must be.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,6 +20,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
 
@@ -28,13 +32,20 @@ from freshscore.features.table import Int64s, Problem
 _UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError)
 # A header longer than this is no header, but a file without line ends.
 _MAX_HEADER_CHARACTERS: Final = 1_000_000
+_BYTES_AT_ONCE: Final = 1 << 20
+# What stands for bytes that are no UTF-8 while CSV is parsed: Unicode will never assign it.
+_ILLEGIBLE: Final = "\ufdd0"
+_ESCAPED: Final = re.compile("[\udc80-\udcff]")
+# Where Arrow quotes what it could not read; not the apostrophe of "Couldn't".
+_QUOTE: Final = re.compile(r"(?<!\w)'")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawColumn:
     """One column as it came.
 
-    values: an Arrow array, or a list of objects that no one Arrow type holds.
+    values: an Arrow array, or a list of objects that no one Arrow type holds. Strings may have
+    bytes that are no UTF-8.
     cells: `typed` (a cell is what its column's type says), `text` (CSV: numbers, times and truths
     may be written as text) or `objects` (frames: each cell may be anything).
     """
@@ -42,6 +53,9 @@ class RawColumn:
     name: str
     values: pa.Array | list[object]
     cells: Literal["typed", "text", "objects"] = "typed"
+
+    def __repr__(self) -> str:
+        return f"RawColumn({self.name!r}, {len(self.values)} cells, {self.cells})"
 
     def cells_or_refused(self, what: str) -> list[object]:
         """The cells of a column whose type is wrong as a whole, to be looked at one by one.
@@ -67,6 +81,9 @@ class Loaded:
     row: Int64s
     broken: dict[int, Problem]
 
+    def __repr__(self) -> str:
+        return f"Loaded({len(self.row)} rows, {len(self.broken)} broken)"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -78,6 +95,10 @@ class Source:
     name: str
     names: tuple[str, ...]
     load: Callable[[Sequence[str], Collection[str]], Loaded]
+
+    def __repr__(self) -> str:
+        # The first row of a file without a header is taken for its names.
+        return f"Source({self.name!r}, {len(self.names)} columns)"
 
 
 def opened(source: Any) -> Source:
@@ -101,7 +122,7 @@ def opened(source: Any) -> Source:
         )
     twice = sorted(name for name, times in Counter(found.names).items() if times > 1)
     if twice:
-        raise BadFile(f"{found.name}: columns appear more than once: {shown(twice)}")
+        raise BadFile(f"{found.name}: columns appear more than once: {shown(twice, found.names)}")
     return found
 
 
@@ -141,14 +162,22 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 def _csv(path: Path) -> Source:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # Escaped, since any line behind the header may be what is no UTF-8.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header = file.readline(_MAX_HEADER_CHARACTERS)
+            while header and not header.rstrip("\r\n"):
+                header = file.readline(_MAX_HEADER_CHARACTERS)
             names = tuple(next(csv.reader([header]), ()))
             empty = not any(line.strip() for line in file)
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+    except (OSError, csv.Error) as problem:
         raise _unreadable(path, problem) from problem
     if not names:
         raise BadFile(f"{path.name}: the file is empty")
+    if "\0" in header or _ESCAPED.search(header):
+        raise BadFile(
+            f"cannot read {path.name}: its first line is no UTF-8 text; the file is binary, or in"
+            " another encoding such as UTF-16 or Latin-1"
+        )
     if empty:
         raise BadFile(f"{path.name}: the file has no rows")
 
@@ -168,10 +197,12 @@ def _read_csv(path: Path, wanted: Sequence[str], texts: Collection[str]) -> Load
         wrong.append(row)
         return "skip"
 
+    source = path if _is_utf8(path) else _marked(path)
+
     def read(use_threads: bool) -> pa.Table:
         wrong.clear()
         return arrow_csv.read_csv(
-            path,
+            pa.BufferReader(source) if isinstance(source, bytes) else source,
             read_options=arrow_csv.ReadOptions(use_threads=use_threads),
             parse_options=arrow_csv.ParseOptions(
                 newlines_in_values=True, invalid_row_handler=set_aside
@@ -189,6 +220,8 @@ def _read_csv(path: Path, wanted: Sequence[str], texts: Collection[str]) -> Load
     if wrong:
         # Only a reader without threads says which row it was.
         table = read(use_threads=False)
+    if isinstance(source, bytes):
+        table = _unmarked(table, texts)
     loaded = _from_arrow(table, wanted, "text")
     # Arrow counts from one and counts the header.
     broken = {
@@ -199,6 +232,41 @@ def _read_csv(path: Path, wanted: Sequence[str], texts: Collection[str]) -> Load
     }
     row = np.delete(np.arange(table.num_rows + len(broken)), [*broken])
     return Loaded(loaded.columns, row, broken)
+
+
+def _is_utf8(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while piece := file.read(_BYTES_AT_ONCE):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _marked(path: Path) -> bytes:
+    """The file with a mark for each byte that is no UTF-8, so that Arrow can say all it finds.
+
+    Unchecked bytes would do for cells, but Arrow cannot hand over a row of another width with them.
+    """
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return _ESCAPED.sub(_ILLEGIBLE, text).encode()
+
+
+def _unmarked(table: pa.Table, texts: Collection[str]) -> pa.Table:
+    """Columns that hold strings with a byte that is no UTF-8 where a mark was.
+
+    In the others the mark may stay: it is no part of a number, a time or a truth.
+    """
+    unchecked = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)
+    for place, name in enumerate(table.column_names):
+        if name in texts:
+            raw = table.column(place).cast(pa.binary())
+            damaged = pc.replace_substring(raw, _ILLEGIBLE.encode(), b"\xff")
+            table = table.set_column(place, name, damaged.cast(options=unchecked))
+    return table
 
 
 def _from_frame(frame: Any, wanted: Sequence[str]) -> Loaded:
@@ -218,8 +286,8 @@ def _from_series(series: Any) -> pa.Array | list[object]:
 def _unreadable(path: Path, problem: BaseException) -> BadFile:
     what = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
     # Arrow puts what it could not read behind the first line or in quotes: no payload in messages.
-    first = what.splitlines()[0].split("'")[0][:200] if what else type(problem).__name__
-    return BadFile(f"cannot read {path.name}: {first}")
+    first = _QUOTE.split(what.splitlines()[0])[0][:200].strip() if what.strip() else ""
+    return BadFile(f"cannot read {path.name}: {first or type(problem).__name__}")
 
 
 _READERS: Final = {".parquet": _parquet, ".csv": _csv}

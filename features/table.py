@@ -2,6 +2,7 @@
 
 Rule: a table holds valid payments only, in arrival order (equal arrivals: by source row), with the
 values that its specification reads and nothing else; whatever was refused is in `rejected`.
+Their `repr` shows how many there are, never an identifier.
 Strings are coded once, so that nothing behind the door compares or hashes one per row.
 """
 
@@ -46,6 +47,9 @@ class Coded:
         """Number of rows."""
         return len(self.codes)
 
+    def __repr__(self) -> str:
+        return f"Coded({len(self)} rows, {len(self.values)} distinct)"
+
     def take(self, rows: Int64s) -> Coded:
         """The column at `rows`."""
         return Coded(self.codes[rows], self.values)
@@ -83,6 +87,9 @@ class FactTable:
     def __len__(self) -> int:
         """Number of facts."""
         return len(self.row)
+
+    def __repr__(self) -> str:
+        return f"FactTable({len(self)} facts)"
 
     def of(self, rows: Int64s, n_rows: int) -> FactTable:
         """The facts of payments `rows` out of `n_rows`, numbered by their place in `rows`."""
@@ -123,6 +130,9 @@ class Rejected:
     def __len__(self) -> int:
         """Number of rows set aside."""
         return len(self.row)
+
+    def __repr__(self) -> str:
+        return f"Rejected({self.counts()})"
 
     def counts(self) -> dict[str, int]:
         """Rows by reason, the most frequent first."""
@@ -181,6 +191,12 @@ class PaymentTable:
     def __len__(self) -> int:
         """Number of payments."""
         return len(self.row)
+
+    def __repr__(self) -> str:
+        return (
+            f"PaymentTable({len(self)} payments of specification {self.specification.name!r},"
+            f" {len(self.facts)} facts, {len(self.rejected)} rejected)"
+        )
 
     def ever(self, fact: str) -> Bools:
         """Whether `fact` ever becomes true of each payment, bool (n,); KeyError if undeclared."""

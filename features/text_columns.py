@@ -25,7 +25,7 @@ from freshscore.features.transaction import MAX_STRING_BYTES
 _MAX_WHOLE: Final = float(2**53)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Identifiers:
     """texts: pyarrow strings (n,), null where absent; masks (n,)."""
 
@@ -35,7 +35,7 @@ class Identifiers:
     empty: Bools
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CodedColumn:
     """A coded column (n rows); masks (n,): of another type or no Unicode, too long, of 0 bytes."""
 
@@ -156,7 +156,7 @@ def _valid_unicode(texts: pa.StringArray) -> tuple[pa.StringArray, Bools]:
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
-        # Parquet's bytes are not checked when they are read.
+        # Neither Parquet's bytes are checked when they are read, nor those of damaged CSV.
         raw = texts.cast(pa.binary()).to_pylist()
         decoded = [_decoded(value) for value in raw]
         wrong = np.array([b is not None and t is None for b, t in zip(raw, decoded, strict=True)])

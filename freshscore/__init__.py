@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from freshscore.config.clock import Clock as Clock
     from freshscore.config.clock import SystemClock as SystemClock
     from freshscore.config.errors import AsOfTooOld as AsOfTooOld
-    from freshscore.config.errors import Backpressure as Backpressure
     from freshscore.config.errors import BadFact as BadFact
     from freshscore.config.errors import BadFile as BadFile
     from freshscore.config.errors import BadModel as BadModel
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from freshscore.config.errors import NoModel as NoModel
     from freshscore.config.errors import SettingsError as SettingsError
     from freshscore.config.errors import StoreFull as StoreFull
-    from freshscore.config.errors import TooManyEvents as TooManyEvents
     from freshscore.config.errors import Unavailable as Unavailable
     from freshscore.config.errors import UnknownTransaction as UnknownTransaction
     from freshscore.config.errors import WrongSecret as WrongSecret
@@ -47,7 +45,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsOfTooOld": "freshscore.config.errors",
-    "Backpressure": "freshscore.config.errors",
     "BadFact": "freshscore.config.errors",
     "BadFile": "freshscore.config.errors",
     "BadModel": "freshscore.config.errors",
@@ -72,7 +69,6 @@ _HOMES = {
     "SettingsError": "freshscore.config.errors",
     "StoreFull": "freshscore.config.errors",
     "SystemClock": "freshscore.config.clock",
-    "TooManyEvents": "freshscore.config.errors",
     "Transaction": "freshscore.features.transaction",
     "Unavailable": "freshscore.config.errors",
     "UnknownTransaction": "freshscore.config.errors",
@@ -82,7 +78,6 @@ _HOMES = {
 
 __all__ = [
     "AsOfTooOld",
-    "Backpressure",
     "BadFact",
     "BadFile",
     "BadModel",
@@ -107,7 +102,6 @@ __all__ = [
     "SettingsError",
     "StoreFull",
     "SystemClock",
-    "TooManyEvents",
     "Transaction",
     "Unavailable",
     "UnknownTransaction",

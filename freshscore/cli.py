@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import freshscore
 from freshscore.arguments import add_shared_arguments
 from freshscore.config.errors import FreshscoreError
+from freshscore.destinations import check_destinations
 
-DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 # The words of each command, and its line in the help. The module is freshscore.commands.<words
 # joined by _>.
@@ -43,20 +44,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(words)
+        try:
+            code = _run(words)
+        except SystemExit:
+            # argparse has printed its help; at exit nobody could say that this fails.
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except FreshscoreError as problem:
         return _say(str(problem))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as problem:
-        return _say(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing more to say, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone (`| head`): nothing more to say.
+        _drop_output()
         return DONE
+    except OSError as problem:
+        return _say(f"{problem.filename or _output_that_fails()}: {problem.strerror or problem}")
+
+
+def _drop_output() -> None:
+    """What is left of standard output goes nowhere, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _output_that_fails() -> str:
+    """What an error without a file is of, by writing an empty line."""
+    try:
+        print(flush=True)
+    except OSError:
+        _drop_output()
+        return "standard output"
+    return "a file or stream"
 
 
 def _run(words: list[str]) -> int:
@@ -69,7 +90,9 @@ def _run(words: list[str]) -> int:
     )
     module.add_arguments(parser)
     add_shared_arguments(parser)
-    code: int = module.run(parser.parse_args(words[len(name.split()) :]))
+    arguments = parser.parse_args(words[len(name.split()) :])
+    check_destinations(arguments)
+    code: int = module.run(arguments)
     return code
 
 

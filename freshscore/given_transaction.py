@@ -46,11 +46,16 @@ def given_transaction(text: str) -> Transaction:
 
     try:
         given = msgspec.json.decode(sys.stdin.read() if text == STANDARD_INPUT else text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise BadTransaction(f"the transaction is no JSON: {problem}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as problem:
+        raise BadTransaction(f"the transaction is no JSON: {_reason(problem)}") from None
     if not isinstance(given, dict):
         raise BadTransaction(f"the transaction is a JSON object, not {type(given).__name__}")
     return Transaction.of({**given, **_instants(given)})
+
+
+def _reason(problem: Exception) -> str:
+    # What msgspec says has no content in it; a UnicodeError's text may.
+    return "it is no valid Unicode" if isinstance(problem, UnicodeError) else str(problem)
 
 
 def _instants(given: dict[str, Any]) -> dict[str, datetime]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -26,8 +27,8 @@ def print_model(model: Model, why: str) -> None:
             (
                 one.name,
                 "any other payment" if one.field is None else f"{one.field} is {one.value}",
-                one.review,
-                one.decline,
+                _threshold(one.review),
+                _threshold(one.decline),
             )
             for one in model.content.cohorts
         ],
@@ -90,6 +91,11 @@ def _shown(model: Model, why: str) -> list[tuple[str, Any]]:
         ("later payments held back", facts.validation_rows),
         *((f"on those: {name}", value) for name, value in facts.metrics.items()),
     ]
+
+
+def _threshold(score: float) -> float | str:
+    # Where more payments than may be declined share the highest score, no score is high enough.
+    return "never" if score == math.inf else score
 
 
 def _content_hash(model: Model) -> str:

@@ -1,12 +1,13 @@
 """What commands print: tables, progress, and the same figures as JSON.
 
 Rule: on a terminal a bar that redraws; elsewhere plain lines, a few, so that a log stays readable.
-Figures go to standard output, progress to standard error.
+Figures go to standard output, progress to standard error. In JSON what is not finite is null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from freshscore.config.clock import Clock
+from freshscore.config.errors import BadFile
 
 Advance = Callable[[int], None]
 # Wide enough for every table; a log has no width of its own.
@@ -38,11 +40,25 @@ def print_table(
 
 
 def write_json(path: Path | None, figures: object) -> None:
-    """Write `figures` to `path` as JSON, if there is a path. Raises `OSError`."""
+    """Write `figures` to `path` as JSON, if there is a path. Raises BadFile."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(figures), indent=2, default=str, allow_nan=False)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises BadFile, naming `path`, where what is inside cannot write it."""
+    try:
+        yield
+    except BrokenPipeError:
+        # A reader that has gone, of a pipe that was named as a file, is no trouble.
+        raise
+    except OSError as problem:
+        raise BadFile(f"cannot write {path}: {problem.strerror or problem}") from problem
 
 
 def console(stream: TextIO) -> Console:
@@ -91,6 +107,14 @@ def _plain_lines(what: str, total: int, clock: Clock, line_s: float, stream: Tex
             said_at_s = now_s
 
     return advance
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

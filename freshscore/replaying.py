@@ -17,9 +17,9 @@ from typing import Final, Literal
 import numpy as np
 
 from freshscore.config.clock import Clock
-from freshscore.config.errors import ModelMismatch, NoModel
+from freshscore.config.errors import BadFile, ModelMismatch, NoModel
 from freshscore.config.settings import Settings
-from freshscore.features.specification import FeatureSpecification
+from freshscore.features.specification import FeatureSpecification, duration_ms
 from freshscore.output import print_table, progress
 from freshscore.scoring.model import Model
 from freshscore.scoring.registry import Registry
@@ -74,8 +74,12 @@ def chosen_model(
 
 
 def trained_before(stream: Stream, settings: Settings, clock: Clock, why: str) -> ChosenModel:
-    """A model of the stream's history, by what was known of it when the stream began."""
+    """A model of the stream's history, by what was known of it when the stream began.
+
+    Raises BadFile where no label was known by then.
+    """
     scope = TrainingScope(before_ms=stream.start_ms, known_by_ms=stream.start_ms)
+    _need_known_labels(stream, scope.label, why)
     line_s = settings.output.progress_line_s
     with progress("trees", settings.model.num_trees, clock, line_s) as advance:
         model = trained(
@@ -163,6 +167,27 @@ def write_report(path: Path, page: str) -> None:
 def specification_of(settings: Settings) -> FeatureSpecification:
     """The specification that the settings name. Raises BadSpecification."""
     return FeatureSpecification.named(settings.store.specification)
+
+
+def _need_known_labels(stream: Stream, label: str, why: str) -> None:
+    """Raise BadFile where no payment before the stream has a label that was known by its start."""
+    before_ms = stream.table.time_ms[stream.history]
+    delay = stream.table.specification.label_delay.get(label, "0s")
+    mature_ms = stream.start_ms - duration_ms(delay)
+    if np.any(before_ms <= mature_ms):
+        return
+    said = (
+        f"{why}, and none can be trained: {len(before_ms):,} payments before"
+        f" {_instant(stream.start_ms)}, where the replay begins"
+    )
+    if len(before_ms):
+        first_ms = int(before_ms.min())
+        said += (
+            f", from {_instant(first_ms)} on, and the label {label!r} of none of them was known by"
+            f" then: it takes {delay}, so none is before"
+            f" {_instant(first_ms + duration_ms(delay))}"
+        )
+    raise BadFile(f"{said}; begin the replay later (--from), or train a model on other payments")
 
 
 def _said_of(model: Model, what: str, stream: Stream) -> str:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to put what it makes, and the seed."""
     parser.add_argument(
         "--out",
+        dest="folder",
         metavar="DIR",
         type=Path,
         default=_FOLDER,
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore import replaying
     from freshscore.config.clock import SystemClock
     from freshscore.features.reading import read_payments
-    from freshscore.output import write_json
+    from freshscore.output import write_json, writing
     from freshscore.scoring.registry import Registry
     from freshscore.simulations.outcome_tables import figures_of
     from freshscore.simulations.shapes import preset
@@ -55,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     clock = SystemClock()
     started_s = clock.monotonic_s()
-    given = [("store.specification", _SPECIFICATION), ("store.path", str(arguments.out))]
+    given = [("store.specification", _SPECIFICATION), ("store.path", str(arguments.folder))]
     arguments.settings = [*given, *arguments.settings]
     settings = settings_of(arguments)
     payments_rng, stream_rng, replay_rng = np.random.default_rng(arguments.seed).spawn(3)
-    path = arguments.out / "payments.parquet"
+    path = arguments.folder / "payments.parquet"
     _write_payments(path, payments_rng)
     table = read_payments(path, replaying.specification_of(settings))
     print(f"{len(table):,} payments over {_DAYS} days: {path}", flush=True)
@@ -74,15 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(arguments.json, {"seed": arguments.seed, **figures_of(outcome)})
     report_of = replaying.report_writer()
     if report_of is not None:
-        report = arguments.out / "report.html"
+        report = arguments.folder / "report.html"
         page = report_of(outcome, arguments.seed, "A week of generated payments", chosen.said)
-        replaying.write_report(report, page)
+        with writing(report):
+            replaying.write_report(report, page)
         print(f"report: {report}")
     else:
         print("no report: its pictures need matplotlib (pip install 'freshscore[report]')")
     print(f"done in {clock.monotonic_s() - started_s:.0f} s; to go on:")
-    print(f"  freshscore replay --data {path} --store {arguments.out} --rescore stages")
-    print(f"  freshscore models show --store {arguments.out}")
+    print(f"  freshscore replay --data {path} --store {arguments.folder} --rescore stages")
+    print(f"  freshscore models show --store {arguments.folder}")
     return 0 if outcome.equality.holds else _CHECK_FAILED
 
 

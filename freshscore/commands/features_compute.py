@@ -7,11 +7,11 @@ order of the file, with their transaction_id as it came; the file is there in fu
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freshscore.arguments import settings_of
 from freshscore.config.errors import BadSpecification
+from freshscore.destinations import table_file
 from freshscore.payment_files import (
     add_data_argument,
     add_specification_argument,
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_specification_argument(parser)
     add_data_argument(parser)
     parser.add_argument(
-        "--out", metavar="FILE", type=_output, required=True, help="features: Parquet or CSV"
+        "--out", metavar="FILE", type=table_file, required=True, help="features: Parquet or CSV"
     )
     parser.add_argument(
         "--mode",
@@ -94,13 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
         },
     )
     return 0
-
-
-def _output(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".parquet", ".csv"):
-        raise argparse.ArgumentTypeError(f"{path.name} must end in .parquet or .csv")
-    return path
 
 
 def _check_names(names: tuple[str, ...]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freshscore.arguments import settings_of
-from freshscore.config.errors import BadFile, SettingsError
+from freshscore.config.errors import SettingsError
+from freshscore.destinations import table_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,9 @@ Row = tuple[str, object, str]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; the defaults are those of the Handbook's published data set."""
-    parser.add_argument("--out", metavar="FILE", type=_output, required=True, help="Parquet or CSV")
+    parser.add_argument(
+        "--out", metavar="FILE", type=table_file, required=True, help="Parquet or CSV"
+    )
     _add_number(parser, "customers", 5_000, "customers, one card each")
     _add_number(parser, "terminals", 10_000, "terminals, each a merchant")
     _add_number(parser, "days", 183, "days")
@@ -67,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from freshscore.config.clock import SystemClock
-    from freshscore.output import print_table, progress, write_json
+    from freshscore.output import print_table, progress, write_json, writing
     from freshscore.simulations.generator import generate_tables
 
     parameters = _parameters(arguments)
@@ -77,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     figures = _Figures(*_COLUMNS[arguments.columns])
     with progress("days", parameters.days, SystemClock(), line_s) as advance:
         tables = generate_tables(parameters, rng, columns=arguments.columns)
-        _write(arguments.out, figures.of(tables, parameters.days, advance))
+        with writing(arguments.out):
+            _write(arguments.out, figures.of(tables, parameters.days, advance))
     rows: list[Row] = [*figures.rows(), ("file", arguments.out.stat().st_size, "bytes")]
     print_table(["what", "value", "unit"], rows)
     named = [("seed", arguments.seed, ""), *rows]
@@ -152,8 +156,6 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
 
 def _write(out: Path, tables: Iterator[pa.Table]) -> None:
     """Write `tables` to `out`; what was there before stays until the new file is complete."""
-    if not out.parent.is_dir():
-        raise BadFile(f"{out.parent}: there is no such folder to write {out.name} to")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -182,10 +184,3 @@ def _add_number(parser: argparse.ArgumentParser, name: str, default: int, what: 
     parser.add_argument(
         f"--{name}", metavar="N", type=int, default=default, help=f"{what} (default: {default})"
     )
-
-
-def _output(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".parquet", ".csv"):
-        raise argparse.ArgumentTypeError(f"{path.name} must end in .parquet or .csv")
-    return path

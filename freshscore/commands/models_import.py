@@ -173,5 +173,5 @@ def _table(path: Path) -> CalibrationTable:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise BadFile(f"{path.name} is no JSON: {problem}") from None

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from freshscore import replaying
     from freshscore.config.clock import SystemClock
-    from freshscore.output import write_json
+    from freshscore.output import write_json, writing
     from freshscore.simulations.outcome_tables import figures_of
     from freshscore.simulations.shapes import preset
     from freshscore.simulations.streaming import stream_of
@@ -136,7 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         path = arguments.report or _REPORT
         title = f"Replay of {arguments.data.name}"
-        replaying.write_report(path, report_of(outcome, arguments.seed, title, chosen.said))
+        page = report_of(outcome, arguments.seed, title, chosen.said)
+        with writing(path):
+            replaying.write_report(path, page)
         print(f"report: {path}")
     return 0 if outcome.equality.holds else _CHECK_FAILED
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freshscore.config.errors import EventRefused, SettingsError
+from freshscore.destinations import table_file
 from freshscore.given_transaction import add_transaction_argument, given_transaction
 from freshscore.payment_files import (
     add_data_argument,
@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_transaction_argument(parser, required=False)
     add_data_argument(parser, required=False)
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="scores of --data: Parquet or CSV, one row each"
+        "--out",
+        metavar="FILE",
+        type=table_file,
+        help="scores of --data: Parquet or CSV, a row each",
     )
     parser.add_argument(
         "--observe",
@@ -87,12 +90,15 @@ def _score_one(scorer: Scorer, arguments: argparse.Namespace) -> None:
     result = scorer.score(transaction, as_of=arguments.as_of_ms)
     if arguments.observe:
         scorer.observe(transaction)
-    figures = _figures(result)
+    cells = _cells(result)
     print_table(
         ["transaction", result.transaction_id],
-        [(name, None if value is None else str(value)) for name, value in figures.items()],
+        [(name, None if value is None else str(value)) for name, value in cells.items()],
     )
-    write_json(arguments.json, {"transaction_id": result.transaction_id, **figures})
+    write_json(
+        arguments.json,
+        {"transaction_id": result.transaction_id, **cells, "degraded": list(result.degraded)},
+    )
 
 
 def _score_file(scorer: Scorer, arguments: argparse.Namespace, settings: Settings) -> None:
@@ -210,7 +216,7 @@ def _columns(table: PaymentTable, results: list[Result]) -> pa.Table:
         "degraded": pa.string(),
         "error": pa.string(),
     }
-    answers = [_figures(one) for one in results]
+    answers = [_cells(one) for one in results]
     rejected = table.rejected.listed(len(table.rejected))
     answers += [{"error": f"{one.reason}: {one.sentence}"} for _, one in rejected]
     absent = pa.nulls(len(rejected), table.original_ids.type)
@@ -225,7 +231,7 @@ def _columns(table: PaymentTable, results: list[Result]) -> pa.Table:
     return pa.table(columns).take(pa.array(order))
 
 
-def _figures(result: Result) -> dict[str, Any]:
+def _cells(result: Result) -> dict[str, Any]:
     if result.score is None:
         return {"error": result.error}
     return {

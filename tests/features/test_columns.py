@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from freshscore.config.errors import BadFile
-from freshscore.features.columns import ColumnMap, chosen_map
+from freshscore.features.columns import ColumnMap, chosen_map, shown
 from freshscore.features.reading import read_payments
 from freshscore.features.specification import FeatureSpecification
 
@@ -69,6 +69,34 @@ def test_many_columns_are_cut_in_messages() -> None:
     assert len(str(caught.value)) < 4_000
 
 
+def test_what_may_be_no_name_is_shown_as_its_place(tmp_path: Path) -> None:
+    """The first row of a file without a header is what the file is for."""
+    row = [
+        "t-10001",
+        "2019-01-01",
+        "4929123456781234",
+        "12.50",
+        "me@example.com",
+        "x1234",
+        "amount",
+    ]
+    (tmp_path / "a.csv").write_text(",".join(row) + "\n" + ",".join(row) + "\n")
+    with pytest.raises(BadFile) as caught:
+        read_payments(tmp_path / "a.csv", HANDBOOK)
+    places = ", ".join(f"column {place}" for place in range(1, 7))
+    assert str(caught.value).endswith(f"It has {places}, amount")
+    (tmp_path / "b.csv").write_text("a,b,4929123456781234,b,4929123456781234\n1,2,3,4,5\n")
+    with pytest.raises(BadFile, match=r"more than once: column 3, b$"):
+        read_payments(tmp_path / "b.csv", HANDBOOK)
+
+
+@pytest.mark.parametrize(
+    "name", ["V28", "TX_AMOUNT", "card-lat", "Amount (EUR)", "nb_tx_30_day", "_merged", "Größe"]
+)
+def test_names_are_shown(name: str) -> None:
+    assert shown(["amount", name]) == f"amount, {name}"
+
+
 def test_a_map_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "bank.toml"
     file.write_text(
@@ -118,6 +146,7 @@ def test_a_map_of_ones_own(tmp_path: Path) -> None:
         "name = 'x'\nunknown = 1",
         "name = 'x'\ntime = [{ column = 't', unit = 'days' }]",
         "name = 'x'\ntime = [{ column = 't', zone = 'Europe/Brussels' }]",
+        "name = " + "[" * 100_000,
         "name = ",
     ],
 )

@@ -168,6 +168,44 @@ def test_times_in_csv(cell: str, expected: int, damaged: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    "cell",
+    ["now", "today", "NOW", "NaT", "epoch", "Jan 2019", "2019-01", "2019.1", "12:00", "now 2019"],
+)
+def test_what_begins_with_no_date_is_no_time(cell: str, tmp_path: Path) -> None:
+    """pandas would take the clock's time for some of them, and a year's first day for others."""
+    (tmp_path / "a.csv").write_text(
+        f"transaction_id,time,amount,card\na,{cell},5,c\nb,2019-01-01,5,c\n"
+    )
+    table = read_payments(tmp_path / "a.csv", HANDBOOK)
+    assert table.transaction_id.to_pylist() == ["b"]
+    assert table.rejected.counts() == {"time": 1}
+
+
+def test_the_sentence_of_a_wrong_time_is_true(tmp_path: Path) -> None:
+    """Text in files may be without a zone; objects in frames may not."""
+    (tmp_path / "a.csv").write_text("transaction_id,time,amount,card\na,soon,5,c\n")
+    frame = _own(2).to_pandas().assign(time_ms=pd.Series(["soon", 10**12], dtype=object))
+    said = [
+        read_payments(source, HANDBOOK).rejected.problems[0].sentence
+        for source in (tmp_path / "a.csv", frame)
+    ]
+    assert said == [
+        "time is no instant in 1990 to 2100: neither ISO 8601 nor a number of ms",
+        "time is no instant in 1990 to 2100: neither a datetime with a zone nor an int of ms",
+    ]
+
+
+def test_one_wrong_time_leaves_the_unit_of_the_others() -> None:
+    columns = {"timestamp": [1_546_300_800, 1_546_300_801], "amount": [1.0, 2.0]}
+    names = {"card": "card_id", "time_ms": "time", "amount_minor": "minor"}
+    frame = _own(2, merchant_id=["m", "m"], **columns).to_pandas().rename(columns=names)
+    frame["timestamp"] = pd.Series([1_546_300_800, "soon"], dtype=object)
+    table = read_payments(frame, SPARKOV, columns="sparkov")
+    assert table.time_ms.tolist() == [1_546_300_800_000]
+    assert table.rejected.counts() == {"time": 1}
+
+
+@pytest.mark.parametrize(
     ("amounts", "expected"),
     [
         ([117.66, 0.0, 0.005, 0.015, -0.0], [11_766, 0, 0, 2, 0]),

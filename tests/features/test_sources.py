@@ -13,7 +13,10 @@ import pytest
 
 from freshscore.config.errors import BadFile
 from freshscore.features.reading import read_payments
+from freshscore.features.sources import RawColumn, Source, _unreadable, opened
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.table import Problem
+from freshscore.features.text_columns import coded_column, identifiers
 from freshscore.features.writing import write_table
 from tests.features.payment_forms import PAYMENT, check_structure, contents, flat
 
@@ -35,9 +38,10 @@ def _payments(n: int) -> pa.Table:
         ("a.csv", "\n", "the file is empty"),
         ("a.csv", "transaction_id;time_ms;amount;card\na;1;2;c\n", "fit no column map"),
         ("a.csv", HEADER.replace("card", "amount") + "a,1,2,3\n", "more than once: amount"),
-        ("a.csv", HEADER.encode("utf-16") + b"\0", "cannot read a.csv"),
-        ("a.csv", HEADER.encode() + b"\xff\xfe,1000000000000,5,c\n", "cannot read a.csv"),
-        ("a.csv", b"PAR1\x00\x15\x04\nPAR1", "fit no column map"),
+        ("a.csv", HEADER.encode("utf-16"), "cannot read a.csv: its first line is no UTF-8 text"),
+        ("a.csv", HEADER.encode("utf-16-be"), "cannot read a.csv: its first line is no UTF-8"),
+        ("a.csv", "card_é\na".encode("latin-1"), "cannot read a.csv: its first line is no UTF-8"),
+        ("a.csv", b"PAR1\x00\x15\x04\nPAR1", "cannot read a.csv: its first line is no UTF-8"),
         ("a.parquet", b"", "cannot read a.parquet"),
         ("a.parquet", b"PAR1", "cannot read a.parquet"),
         ("a.parquet", HEADER + "a,1,2,c\n" * 50, "cannot read a.parquet"),
@@ -134,6 +138,78 @@ def test_damaged_csv_is_refused_or_loses_rows(tmp_path: Path, rng: np.random.Gen
         except BadFile:
             continue
         check_structure(table)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["a,", "a,1,2,3,4,"],
+)
+def test_cells_of_csv_that_are_no_utf8_are_wrong_alone(
+    damage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in Parquet; also beside rows of another width that are no UTF-8 either."""
+    lines = [
+        b"transaction_id,time,amount,card,note",
+        b"a,2019-01-01,1,c,caf\xe9",
+        b"b\xe9,2019-01-01,1,c,",
+        b"c,2019-01-01\xe9,1,c,",
+        b"d,2019-01-01,1\xe9,c,",
+        b"e,2019-01-01,1,caf\xe9,",
+        damage.encode() + b"\xe9",
+        "f,2019-01-01,1,\ufffd é,".encode(),
+    ]
+    (tmp_path / "a.csv").write_bytes(b"\n".join(lines))
+    table = read_payments(tmp_path / "a.csv", HANDBOOK)
+    check_structure(table)
+    assert contents(table)["entities"]["card"] == ["c", "\ufffd é"]
+    assert [(row, one.reason) for row, one in table.rejected.listed(9)] == [
+        (1, "transaction_id"),
+        (2, "time"),
+        (3, "amount"),
+        (4, "entity"),
+        (5, "row"),
+    ]
+    assert capfd.readouterr().err == ""
+
+
+def test_blank_lines_before_the_header_are_none(tmp_path: Path) -> None:
+    rows = "a,1000000000000,5,c\nb,1\nc,1000000000001,5,c\n"
+    for blank in ("\n", "\n\r\n", "\ufeff\n"):
+        (tmp_path / "a.csv").write_bytes((blank + HEADER + rows).encode())
+        table = read_payments(tmp_path / "a.csv", HANDBOOK)
+        assert table.row.tolist() == [0, 2]
+        assert table.rejected.row.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (UnicodeDecodeError("utf-8", b"4929", 0, 1, "invalid"), "UnicodeDecodeError"),
+        (OSError("Couldn't read, quoted: '4929'"), "Couldn't read, quoted:"),
+        (ValueError("\n4929"), "ValueError"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_a_reason_is_never_empty_and_shows_nothing(problem: Exception, said: str) -> None:
+    assert str(_unreadable(Path("a.csv"), problem)) == f"cannot read a.csv: {said}"
+
+
+def test_no_repr_of_what_is_read_shows_content() -> None:
+    secret = "4929-secret"
+    source = _payments(2).drop_columns(["card", "transaction_id"])
+    for name in ("card", "transaction_id"):
+        source = source.append_column(name, pa.array([secret, f"{secret}-2"]))
+    table = read_payments(source, HANDBOOK)
+    assert repr(table).startswith("PaymentTable(2 payments of specification 'handbook'")
+    assert repr(table.entities["card"]) == "Coded(2 rows, 2 distinct)"
+    raw = RawColumn("card", source["card"].combine_chunks())
+    found = opened(source)
+    loaded = found.load(["card"], [])
+    columns = [identifiers(raw, "ids"), coded_column(raw, "ids"), Problem("a", "b"), loaded]
+    for one in (table, table.entities, table.rejected, table.facts, raw, found, *columns):
+        assert "secret" not in repr(one)
+    first_row = Source("a.csv", (secret,), found.load)
+    assert repr(first_row) == "Source('a.csv', 1 columns)"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 import freshscore
 from freshscore import cli
 from freshscore.config.errors import BadFile
+from freshscore.config.loading import flat
+from freshscore.config.settings import Settings
 
 # What an answer to --help must not wait for.
 _HEAVY = {"lightgbm", "matplotlib", "msgspec", "numba", "numpy", "pandas", "pyarrow", "pydantic"}
@@ -137,6 +140,7 @@ def _command_that_raises(monkeypatch: pytest.MonkeyPatch, problem: BaseException
     [
         (BadFile("x.csv is empty"), 2, "freshscore: x.csv is empty\n"),
         (FileNotFoundError(2, "No such file", "x.csv"), 2, "freshscore: x.csv: No such file\n"),
+        (OSError(28, "No space left"), 2, "freshscore: a file or stream: No space left\n"),
         (KeyboardInterrupt(), 130, "freshscore: interrupted\n"),
     ],
 )
@@ -186,6 +190,93 @@ def test_settings_show_prints_value_and_origin(
     assert set(written) | {"setting"} == set(printed)
 
 
-def test_settings_reference_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["settings", "reference"]) == 0
-    assert "[store]\n# unit: " in capsys.readouterr().out
+def test_settings_reference_prints_the_file_and_writes_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "reference.json"
+    assert cli.main(["settings", "reference", "--json", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "[store]\n# unit: " in said
+    written = {one["name"]: one for one in json.loads(file.read_text("utf-8"))}
+    assert list(written) == [name for name, _ in flat(Settings())]
+    assert written["store.path"]["default"] is None
+    assert written["store.horizon_s"]["default"] == 86_400
+    assert written["store.horizon_s"]["unit"] == "seconds, 0 to a year"
+    # Whole, though the file has it on two lines.
+    assert written["store.horizon_s"]["why"].endswith("in memory for every entity")
+    as_in_the_file = re.sub(r"\n#  +", " ", said)
+    for one in written.values():
+        assert f"# unit: {one['unit']}\n# why: {one['why']}\n" in as_in_the_file
+
+
+def _ended(words: list[str], output: str = os.devnull, *, buffered: bool = True) -> tuple[int, str]:
+    """Exit code and standard error of a process whose standard output is the file `output`."""
+    env = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with open(output, "w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "freshscore", *words],
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=env,
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "buffered"),
+    [
+        (["settings", "show"], True),
+        (["settings", "show"], False),
+        (["--help"], True),
+        (["settings", "show", "-h"], True),
+    ],
+)
+def test_standard_output_that_is_full_is_said(words: list[str], buffered: bool) -> None:
+    said = "freshscore: standard output: No space left on device\n"
+    assert _ended(words, "/dev/full", buffered=buffered) == (2, said)
+
+
+def test_json_on_a_full_disk_is_said() -> None:
+    said = "freshscore: cannot write /dev/full: No space left on device\n"
+    assert _ended(["settings", "show", "--json", "/dev/full"]) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("taken/x.json", "taken is no folder"),
+        ("taken/below/x.json", "taken is no folder"),
+        (".", "it is a folder"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_json_that_cannot_be_written_is_said_before_the_work(
+    path: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert cli.main(["settings", "show", "--json", str(tmp_path / path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("freshscore: cannot write ")
+    assert shown.err.endswith(f"{said}\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["taken"]
+
+
+def test_results_that_cannot_be_written_are_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the file is even looked for; a report makes the folders that it lacks."""
+    (tmp_path / "taken").write_text("")
+    for words in (["features", "compute", "--out", "missing/x.csv"], ["replay", "--report", "."]):
+        *command, output = words
+        asked = [*command, str(tmp_path / output), "--data", str(tmp_path / "absent.csv")]
+        assert cli.main(asked) == 2
+        assert capsys.readouterr().err.startswith(f"freshscore: cannot write {tmp_path}")
+
+
+def test_a_setting_of_endless_brackets_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["settings", "show", "--settings", "store.skew_s=" + "[" * 100_000]
+    assert cli.main(words) == 2
+    assert "store.skew_s" in capsys.readouterr().err

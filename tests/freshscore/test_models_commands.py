@@ -41,6 +41,29 @@ def test_an_empty_store_has_no_models(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "none").exists()
 
 
+def test_a_threshold_that_no_score_reaches_is_never(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = booster_file(tmp_path, list(HANDBOOK.feature_names))
+    figures_file = tmp_path / "figures.json"
+    words = [file, *SPECIFICATION, "--store", tmp_path / "store", "--json", figures_file]
+    assert run("models", "import", *words, "--decline", "inf") == 0
+    thresholds = capsys.readouterr().out.splitlines()[-2]
+    assert thresholds.split() == ["all", "any", "other", "payment", "0.5", "never"]
+    assert json.loads(figures_file.read_text())["cohorts"][0]["decline"] is None
+
+
+def test_codes_of_endless_brackets_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = booster_file(tmp_path, list(HANDBOOK.feature_names))
+    codes = tmp_path / "codes.json"
+    codes.write_text("[" * 100_000)
+    words = [file, *SPECIFICATION, "--store", tmp_path / "store", "--codes", codes]
+    assert run("models", "import", *words) == 2
+    assert "codes.json is no JSON" in capsys.readouterr().err
+
+
 def test_the_newest_is_listed_first_and_is_champion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from freshscore.output import print_table, progress, write_json
+from freshscore.config.errors import BadFile
+from freshscore.output import print_table, progress, write_json, writing
 
 
 class _Clock:
@@ -78,3 +81,17 @@ def test_json_is_written_where_asked(tmp_path: Path) -> None:
     write_json(file, [{"value": 1.5, "path": Path("a")}])
     write_json(None, "nothing")
     assert json.loads(file.read_text("utf-8")) == [{"value": 1.5, "path": "a"}]
+
+
+def test_a_reader_that_goes_away_is_no_failed_write(tmp_path: Path) -> None:
+    for problem, seen in ((BrokenPipeError(), BrokenPipeError), (OSError(5, "broken"), BadFile)):
+        with pytest.raises(seen), writing(tmp_path / "x.html"):
+            raise problem
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    """RFC 8259 has no Infinity and no NaN."""
+    file = tmp_path / "figures.json"
+    figures = {"a": math.inf, "b": [1.5, -math.inf, (math.nan,)], "c": np.float64("nan")}
+    write_json(file, figures)
+    assert json.loads(file.read_text("utf-8")) == {"a": None, "b": [1.5, None, [None]], "c": None}

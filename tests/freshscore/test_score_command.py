@@ -95,6 +95,51 @@ def test_backfill_of_a_bad_file_leaves_the_store_as_it_was(store: Path, tmp_path
     assert not (store / "state").exists()
 
 
+def test_backfill_of_a_bad_file_makes_no_store(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("a,b\n1,2\n")
+    assert run("backfill", "--data", bad, *SPECIFICATION, "--store", tmp_path / "new") == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["bad.csv"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "--data", "payments.csv", "--out", "payments.csv"),
+        ("score", "--data", "payments.csv", "--out", "same.csv"),
+        ("score", "--data", "payments.csv", "--out", "s.csv", "--json", "payments.csv"),
+        ("score", "--data", "payments.csv", "--out", "s.csv", "--json", "s.csv"),
+        ("features", "compute", "--data", "payments.csv", "--out", "sub/../payments.csv"),
+        ("train", "--data", "payments.csv", "--columns", "map.toml", "--json", "map.toml"),
+        ("train", "--data", "payments.csv", "--json", "payments.csv"),
+        ("replay", "--data", "payments.csv", "--report", "payments.csv"),
+        ("backfill", "--data", "other.csv", "payments.csv", "--json", "payments.csv"),
+        ("models", "import", "payments.csv", "--json", "payments.csv"),
+        ("models", "evaluate", "--data", "payments.csv", "--json", "payments.csv"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("payments.csv", "map.toml"):
+        (tmp_path / name).write_text("as it was")
+    (tmp_path / "same.csv").symlink_to("payments.csv")
+    assert run(*words) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert {(tmp_path / name).read_text() for name in ("payments.csv", "map.toml")} == {"as it was"}
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "map.toml",
+        "payments.csv",
+        "same.csv",
+        "sub",
+    ]
+
+
 def test_observing_while_scoring_gives_the_scores_of_history(store: Path, tmp_path: Path) -> None:
     """Each payment is scored on what was known then: features of history, bit for bit."""
     data, out = tmp_path / "payments.parquet", tmp_path / "scores.parquet"
@@ -155,6 +200,7 @@ def test_one_transaction_as_argument_or_on_standard_input(
     first = json.loads(figures_file.read_text())
     assert first["transaction_id"] == "new"
     assert first["as_of"] == 1_526_817_600_000
+    assert first["degraded"] == []
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(TRANSACTION)))
     assert run("score", "-", *words) == 0
     assert json.loads(figures_file.read_text()) == first
@@ -174,6 +220,9 @@ def test_one_transaction_is_observed_if_asked(store: Path) -> None:
         (["{}", "--data", "x.csv", "--out", "y.csv"], "give either one transaction"),
         (["--data", "x.csv"], "--data and --out go together"),
         (["{"], "the transaction is no JSON"),
+        (["[" * 100_000], "the transaction is no JSON"),
+        (['{"card": "\udce9"}'], "the transaction is no JSON: it is no valid Unicode"),
+        ([json.dumps({**TRANSACTION, "location": [10**400, 4.0]})], "location must be"),
         (["[1]"], "is a JSON object, not list"),
         (["{}"], "missing: transaction_id"),
         ([json.dumps({**TRANSACTION, "time": "noon"})], "time is neither ISO 8601"),
