@@ -21,7 +21,7 @@ from freshscore.features.table_rows import rows_of
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.flights import Flights
 from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
-from freshscore.scoring.serving import HASH, Serving, features_at, keep
+from freshscore.scoring.serving import HASH, Serving, check_probe, features_at, keep
 
 _TOO_OLD: Final = "as_of: older than what the state holds (newest event - store.horizon_s)"
 _TOO_EARLY: Final = "as_of: before the payment's own time"
@@ -63,6 +63,9 @@ def score_table(
     needing = np.flatnonzero(scored.statuses == c.NEEDS_MODEL)
     while len(needing):
         needing = _call_model(serving, rows, scored, needing, flights, ends_s)
+    for i in np.flatnonzero(scored.statuses == c.TO_BE_PROBED).tolist():
+        check_probe(serving, outs[i].tobytes())
+        scored.statuses[i] = c.SERVED
     return scored
 
 

@@ -137,6 +137,7 @@ TOO_MANY_EVENTS: Final = 1
 # What a scoring call comes to.
 SERVED: Final = 0
 NEEDS_MODEL: Final = 1
+TO_BE_PROBED: Final = 2  # served; the caller checks it with the features behind the versions
 AS_OF_TOO_OLD: Final = -1
 AS_OF_BEFORE_PAYMENT: Final = -2
 

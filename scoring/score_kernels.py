@@ -400,7 +400,8 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
 
     context: addresses of store, program, image, tier and scratch (scoring/tier.py).
     SERVED; NEEDS_MODEL, with the features behind the versions, where the model is not walked here;
-    or why the instant is refused, with nothing written.
+    TO_BE_PROBED, which is served and has them too; or why the instant is refused, with nothing
+    written.
 
     After NEEDS_MODEL the caller calls again, with the same `out` and the bits of the score as
     `as_of`: it is kept and reported for the states of that moment. It becomes a memo only if
@@ -446,6 +447,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         looks_from = time if i64(code + 8 * p.N_LASTS) > 0 else as_of
         _state_out(store, looks_from, out, scratch)
     source = c.COMPUTED_NOW
+    status = c.SERVED
     if entry != NONE and not keep:
         same = bool(u64(entry + c.STATES_LOW) == low and u64(entry + c.STATES_HIGH) == high)
         if _is_memo(row, as_of, entry, same):
@@ -498,15 +500,21 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
             hint_cell(tier, hash_low, hash_high, entry)
     if source != c.COMPUTED_NOW:
         use(tier, entry)
-        if has_box and signed(random_bits(tier) >> np.uint64(11)) < i64(tier + c.PROBE_BELOW):
-            _probe(context, row, as_of, entry)
+        if signed(random_bits(tier) >> np.uint64(11)) < i64(tier + c.PROBE_BELOW):
+            if has_box:
+                _probe(context, row, as_of, entry)
+            else:
+                status = c.TO_BE_PROBED
+                if source == c.MEMO:
+                    _evaluate(context, row, as_of)
+                _features_out(context, out)
     if source != c.MEMO:
         _see(entry, seen_low, seen_high)
         _remember(context, row, as_of, low, high, entry)
         if moved:
             put_i64(entry + c.VALID_UNTIL, as_of)
     _write_out(store, tier, row, as_of, entry, source, cause, out)
-    return c.SERVED
+    return status
 
 
 @kernel
@@ -514,13 +522,18 @@ def _ask_for_model(
     context: int, as_of: int, cause: int, hash_low: np.uint64, hash_high: np.uint64, out: int
 ) -> None:
     """Leave in `out` what the model needs, and what must be known when its score is kept."""
-    store = i64(context + c.STORE)
-    tier = i64(context + c.TIER)
     put_i64(out + c.OUT_MODE, c.KEEP)
     put_i64(out + c.OUT_FILLED, i64(i64(context + c.SCRATCH) + 8 * FILLED))
     put_u64(out + c.OUT_HASH_LOW, hash_low)
     put_u64(out + c.OUT_HASH_HIGH, hash_high)
     put_i64(out + c.OUT_AS_OF, as_of)
     put_i64(out + c.OUT_CAUSE, cause)
-    n_bytes = 8 * i64(tier + c.N_FEATURES)
-    move(out + c.OUT_VERSIONS + 16 * i64(store + t.N_ENTITIES), i64(tier + c.FEATURES), n_bytes)
+    _features_out(context, out)
+
+
+@kernel
+def _features_out(context: int, out: int) -> None:
+    """Leave the features behind the versions, for a model that is not walked here."""
+    tier = i64(context + c.TIER)
+    behind = out + c.OUT_VERSIONS + 16 * i64(i64(context + c.STORE) + t.N_ENTITIES)
+    move(behind, i64(tier + c.FEATURES), 8 * i64(tier + c.N_FEATURES))

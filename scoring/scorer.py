@@ -37,7 +37,13 @@ from freshscore.scoring.counts import counts_of
 from freshscore.scoring.flights import Flights
 from freshscore.scoring.latencies import Latencies
 from freshscore.scoring.result import DECISIONS, SOURCES, Result, refused, result_of
-from freshscore.scoring.serving import HASH, ServableModel, Serving, with_model_score
+from freshscore.scoring.serving import (
+    HASH,
+    ServableModel,
+    Serving,
+    check_probe,
+    with_model_score,
+)
 from freshscore.scoring.tier import TierLimits
 
 if TYPE_CHECKING:
@@ -328,13 +334,16 @@ class Scorer:
         as_of: datetime | int | None,
         deadline_ms: float | None,
     ) -> bytes:
-        """Do what the kernel could not: refuse the instant, or call the model; what was written."""
+        """Do what the kernel could not: refuse the instant, call the model, check a probe."""
         wait_s = self._settings.cache.inflight_wait_s
         if deadline_ms is not None:
             wait_s = min(wait_s, deadline_ms / 1000.0)
         # Whoever led may have failed, and another lead again: one limit for all waits together.
         ends_s = self._flights.ends_s(wait_s)
         while status:
+            if status == c.TO_BE_PROBED:
+                check_probe(serving, out)
+                return out
             self._check_instant(status, transaction, as_of)
             key = out[HASH]
             flight = self._flights.board(key)

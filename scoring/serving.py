@@ -107,6 +107,15 @@ def with_model_score(serving: Serving, row: bytes, out: bytes) -> None:
     keep(serving, id(row) + BYTES_AT, id(out) + BYTES_AT, serving.model.predict_one(features))
 
 
+def check_probe(serving: Serving, out: bytes) -> None:
+    """After TO_BE_PROBED: call the model, and count whether the served score is another one."""
+    features = np.frombuffer(out, np.float64, offset=features_at(serving))
+    counts = serving.tier.statistics
+    counts[c.PROBES] += 1
+    if _SCORE.pack(serving.model.predict_one(features)) != out[c.OUT_SCORE : c.OUT_SCORE + 8]:
+        counts[c.MISMATCHES] += 1
+
+
 def features_at(serving: Serving) -> int:
     """Where in what the kernel writes NEEDS_MODEL leaves the features, to the end."""
     return c.OUT_VERSIONS + 16 * len(serving.entity_names)

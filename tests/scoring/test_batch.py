@@ -46,7 +46,8 @@ def frame_of(*numbers: int) -> pd.DataFrame:
 
 
 def opened(model: Counted, **settings: object) -> Scorer:
-    return Scorer.open(settings={"store.specification": "handbook", **settings}, model=model)
+    ours = {"store.specification": "handbook", "cache.probe_share": 0.0}
+    return Scorer.open(settings=ours | settings, model=model)
 
 
 def test_a_payment_that_stands_in_a_frame_several_times_is_computed_once() -> None:
@@ -86,7 +87,7 @@ def test_a_row_that_waits_too_long_has_an_error_and_the_others_a_score() -> None
         leader = threading.Thread(target=lambda: scorer.score_many(frame_of(1)))
         leader.start()
         assert model.entered.wait(60)
-        listed = scorer.score_many(frame_of(1).to_dict("records") and [payment(1)])
+        listed = scorer.score_many([payment(1)])
         assert [result.score for result in listed] == [None]
         assert "computed elsewhere" in (listed[0].error or "")
         rest = threading.Timer(0.2, model.may_go_on.set)
@@ -126,6 +127,25 @@ def test_rows_of_another_kind_are_refused_before_anything_is_scored(rows: object
 def test_a_model_of_another_kind_is_refused(model: object) -> None:
     with pytest.raises(BadModel, match=r"not (int|str)"):
         Scorer.open(model=model)  # type: ignore[arg-type]  # that is what is tested
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_hits_of_a_called_model_are_probed_and_a_difference_is_counted(is_wrong: bool) -> None:
+    model = Counted()
+    with opened(model, **{"cache.probe_share": 1.0}) as scorer:
+        first = scorer.score(payment(1))
+        if is_wrong:
+            # Another model under the same version: what the version must never stand for.
+            serving = scorer._serving
+            assert serving is not None
+            serving.model.predict = lambda matrix: matrix[:, 0] + 1.0  # type: ignore[method-assign]  # on purpose
+        again = scorer.score(payment(1))
+        answers = scorer.score_many(frame_of(1, 1))
+        stats = scorer.stats()
+    assert (first.source, again.source) == ("computed", "memo")
+    assert again.score == first.score
+    assert answers["source"].tolist() == ["memo", "memo"]
+    assert (stats["probes"], stats["mismatches"]) == (3, 3 if is_wrong else 0)
 
 
 def test_no_period_of_traffic_hides_a_source_from_the_sampled_latencies() -> None:
