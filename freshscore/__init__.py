@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from freshscore.config.errors import NoModel as NoModel
     from freshscore.config.errors import SettingsError as SettingsError
     from freshscore.config.errors import StoreFull as StoreFull
+    from freshscore.config.errors import StoreInUse as StoreInUse
     from freshscore.config.errors import Unavailable as Unavailable
     from freshscore.config.errors import UnknownTransaction as UnknownTransaction
     from freshscore.config.errors import WrongSecret as WrongSecret
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from freshscore.features.transaction import Transaction as Transaction
     from freshscore.scoring.callable_model import CallableModel as CallableModel
     from freshscore.scoring.model import Model as Model
+    from freshscore.scoring.model_file import CohortThresholds as CohortThresholds
     from freshscore.scoring.result import Result as Result
     from freshscore.scoring.scorer import Scorer as Scorer
 
@@ -53,6 +55,7 @@ _HOMES = {
     "CallableModel": "freshscore.scoring.callable_model",
     "Clock": "freshscore.config.clock",
     "Closed": "freshscore.config.errors",
+    "CohortThresholds": "freshscore.scoring.model_file",
     "DamagedModel": "freshscore.config.errors",
     "DamagedState": "freshscore.config.errors",
     "DeadlineExceeded": "freshscore.config.errors",
@@ -68,6 +71,7 @@ _HOMES = {
     "Settings": "freshscore.config.settings",
     "SettingsError": "freshscore.config.errors",
     "StoreFull": "freshscore.config.errors",
+    "StoreInUse": "freshscore.config.errors",
     "SystemClock": "freshscore.config.clock",
     "Transaction": "freshscore.features.transaction",
     "Unavailable": "freshscore.config.errors",
@@ -86,6 +90,7 @@ __all__ = [
     "CallableModel",
     "Clock",
     "Closed",
+    "CohortThresholds",
     "DamagedModel",
     "DamagedState",
     "DeadlineExceeded",
@@ -101,6 +106,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StoreFull",
+    "StoreInUse",
     "SystemClock",
     "Transaction",
     "Unavailable",
