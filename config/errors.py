@@ -74,22 +74,12 @@ class AsOfTooOld(FreshscoreError, ValueError):
     """An instant older than what the state still holds in full; history can answer it."""
 
 
-class TooManyEvents(FreshscoreError, OverflowError):
-    """An exact entity with more events than its limit, where no degraded answer is possible."""
-
-
 class StoreFull(FreshscoreError, MemoryError):
     """A store at one of its limits on entities, payments or bytes; nothing was changed."""
 
 
 class Unavailable(FreshscoreError, ConnectionError):
     """A server that does not answer within its limit."""
-
-    retryable = True
-
-
-class Backpressure(FreshscoreError, RuntimeError):
-    """A queue at its limit: the caller is faster than what drains it."""
 
     retryable = True
 

@@ -26,6 +26,7 @@ _PREFIX, _DELIMITER = "FRESHSCORE_", "__"
 _FILE_VARIABLE = "FRESHSCORE_CONFIG"
 _FILE_IN_FOLDER = Path("freshscore.toml")
 DEFAULT_ORIGIN = "default"
+_MOST_SHOWN = 200  # characters of a value in a message: more is a file put in the wrong place
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _file_layers(toml: Path | str | None, variables: Mapping[str, str]) -> list[
         return []
     try:
         return [_Layer(f"file {path}", tomllib.loads(path.read_text("utf-8")))]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+    except (OSError, ValueError) as problem:  # not UTF-8, not TOML, or no possible path
         raise SettingsError(f"settings file {path} cannot be read: {problem}") from problem
 
 
@@ -159,9 +160,10 @@ def _is_setting(name: str) -> bool:
     group, delimiter, _ = name.removeprefix(_PREFIX).partition(_DELIMITER)
     if not delimiter:
         for key in _known_keys():
-            if name.removeprefix(_PREFIX) == key.upper().replace(".", "_"):
+            # A setting with an underscore too few, or a whole group.
+            if group.lower() in (key.replace(".", "_"), key.partition(".")[0]):
                 right = _PREFIX + key.upper().replace(".", _DELIMITER)
-                raise SettingsError(f"environment: {name} is no setting; {right} is")
+                raise SettingsError(f"environment: {name} is no setting; {right} is one")
         return False
     if group.lower() not in Settings.model_fields:
         groups = ", ".join(Settings.model_fields)
@@ -190,8 +192,9 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all values; an empty table is one, so that its key is not lost."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -204,8 +207,8 @@ def _known_keys() -> list[str]:
 def _refuse_unknown(merged: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     known = _known_keys()
     groups = set(Settings.model_fields)
-    for key, _ in _leaves(merged):
-        if key in known:
+    for key, value in _leaves(merged):
+        if key in known or (key in groups and value == {}):
             continue
         said = f"{key} ({origins[key]}) is no setting"
         if key in groups:
@@ -223,5 +226,14 @@ def _sentences(problem: ValidationError, origins: Mapping[str, str]) -> str:
             continue
         key = ".".join(str(part) for part in error["loc"])
         origin = origins.get(key, DEFAULT_ORIGIN)
-        said.append(f"{key} = {error['input']!r} ({origin}): {limit}")
+        said.append(f"{key} = {_shown(error['input'])} ({origin}): {limit}")
     return "; ".join(said)
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 8 * _MOST_SHOWN:
+        # Python itself refuses to write out the longest of them.
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

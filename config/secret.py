@@ -91,11 +91,6 @@ def random_seed() -> int:
     return int.from_bytes(os.urandom(8), "little") >> 1
 
 
-def random_bytes(count: int) -> bytes:
-    """Bytes that nobody can guess, for nonces."""
-    return os.urandom(count)
-
-
 def _make_file(path: Path, material: bytes) -> None:
     """Write a secret unless there is one by then."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,18 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # The widest record that a specification may have (design: at most 48 bytes for `payments`), and
 # twice of it, for a segment is copied into a larger one while both exist.
 _BYTES_OF_A_GROWING_EVENT = 2 * 48
 _KIB = 1024
+# What no machine that this runs on has, in bytes: a number above it is a slip, not a wish.
+_MOST_BYTES = 2**40
+# Entities are numbered in 32 bits, and slots of their tables, twice as many, too.
+_MOST_ENTITIES = 2**30
+# Longest path that the usual systems take, in bytes.
+_MOST_PATH_BYTES = 4_096
 _YEAR_S = 366 * 86_400
 
 
@@ -39,23 +44,38 @@ class _Group(BaseModel):
 class StoreSettings(_Group):
     """What is kept of entities and payments, for how long, and where."""
 
-    specification: str = Field(default="payments", min_length=1)
+    specification: str = Field(default="payments", min_length=1, max_length=_MOST_PATH_BYTES)
     path: Path | None = None
     horizon_s: int = Field(default=86_400, ge=0, le=_YEAR_S)
     skew_s: int = Field(default=60, ge=0, le=86_400)
-    max_entities: Count = 2_000_000
-    max_payments: Count = 8_000_000
+    max_entities: int = Field(default=2_000_000, ge=1, le=_MOST_ENTITIES)
+    max_payments: int = Field(default=8_000_000, ge=1, le=2**32)
     max_events_per_entity: int = Field(default=16_384, ge=1, le=32_768)
-    arena_bytes: int = Field(default=4 * _KIB**3, ge=4 * _KIB)
+    arena_bytes: int = Field(default=4 * _KIB**3, ge=4 * _KIB, le=_MOST_BYTES)
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_of_a_folder(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        text = str(value)
+        if not text:
+            raise ValueError("must not be empty; without a folder, leave it out")
+        if "\0" in text or len(text.encode()) > _MOST_PATH_BYTES:
+            raise ValueError(f"must be a path of at most {_MOST_PATH_BYTES} bytes, none of them 0")
+        if text.startswith("~"):
+            # Only a shell knows whose home that is; a folder called ~ would be a surprise.
+            raise ValueError("~ stands for nothing here; must be the folder written in full")
+        return value
 
 
 class CacheSettings(_Group):
     """The score cache in memory."""
 
-    max_bytes: int = Field(default=256 * _KIB**2, ge=4 * _KIB)
+    max_bytes: int = Field(default=256 * _KIB**2, ge=4 * _KIB, le=_MOST_BYTES)
     probe_share: Share = 0.001
     valid_until_cap_s: int = Field(default=3_600, ge=0, le=_YEAR_S)
-    valid_until_max_steps: int = Field(default=16, ge=1, le=65_536)
+    valid_until_max_steps: int = Field(default=4, ge=1, le=65_536)
     inflight_wait_s: float = Field(default=5.0, ge=0.0, le=600.0)
 
 
@@ -64,12 +84,12 @@ class ModelSettings(_Group):
 
     decline_rate: Share = 0.005
     review_rate: Share = 0.01
-    golden_rows: Count = 256
+    golden_rows: int = Field(default=256, ge=1, le=65_536)
     num_trees: int = Field(default=200, ge=1, le=100_000)
     learning_rate: float = Field(default=0.05, gt=0.0, le=1.0)
     num_leaves: int = Field(default=63, ge=2, le=131_072)
-    min_child_samples: Count = 50
-    lambda_l2: float = Field(default=1.0, ge=0.0)
+    min_child_samples: int = Field(default=50, ge=1, le=2**31 - 1)
+    lambda_l2: float = Field(default=1.0, ge=0.0, le=1e9)
     seed: int = Field(default=7, ge=0, le=2**31 - 1)
 
 
@@ -83,7 +103,7 @@ class ReplaySettings(_Group):
 class InputSettings(_Group):
     """The limits of what is taken in."""
 
-    max_listed_rows: Count = 20
+    max_listed_rows: int = Field(default=20, ge=1, le=1_000_000)
 
 
 class OutputSettings(_Group):

@@ -28,8 +28,7 @@ CURRENT: Final = 32
 BUMP: Final = 40
 LIVE: Final = 48  # bytes of live segments
 USED: Final = 56  # regions that are not free
-SEARCH_FROM: Final = 64
-ARENA_HEAD_WORDS: Final = 10
+ARENA_HEAD_WORDS: Final = 8
 
 REGION_FREE: Final = -1
 # A region of a run, which one large segment has alone: cleaning must never walk it.

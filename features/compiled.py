@@ -3,9 +3,9 @@
 Rule: a stored kernel is used only by the very sources that it was compiled from.
 numba's own cache looks at the file of the outermost function alone, so a change in a kernel
 that it calls would go unseen; so a folder's name carries a digest of all sources that its kernels
-can have been made from.
-Without a folder that can be written, kernels are compiled in memory (one warning, given by the
-caller of `cache_folder_problem`), never with an error.
+can have been made from. A folder that nothing has used for a month is removed when one is made.
+Without a folder that can be written, kernels are compiled in memory, with one warning in a process
+and never with an error.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -29,6 +31,10 @@ _IMPORT = re.compile(r"^from (freshscore\.[\w.]+) import (\([^)]*\)|.*)$", re.MU
 _WORD = re.compile(r"\w+")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# A month: longer than between two uses of what is in use at all; each change of the sources leaves
+# folders behind.
+_UNUSED_S = 30 * 86_400
 
 # Rooms that may hold kernels.
 _KERNEL_ROOMS = ("config", "features", "scoring")
@@ -79,15 +85,46 @@ def cache_folder(module: str) -> Path | None:
     """
     base = environment.cache_home()
     if base is None:
+        _warn_once("there is no home folder")
         return None
     folder = base / "freshscore" / f"kernels-{_digest(module)}"
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        # A file in it proves that it can be written, and dates the folder's last use.
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
-    except OSError:
+    except OSError as problem:
+        _warn_once(f"{base / 'freshscore'} cannot be written ({problem.strerror})")
         return None
+    if is_new:
+        _remove_unused(folder)
     return folder
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(
+        f"compiled code cannot be kept: {problem}; every process compiles it anew, which takes"
+        " seconds. FRESHSCORE_CACHE_DIR names another folder",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _remove_unused(new: Path) -> None:
+    """Remove the folders beside `new` that nothing has used for a month.
+
+    Never an error: another process may remove the same ones; and where it begins to use one of
+    them at this moment, numba compiles again what it does not find.
+    """
+    try:
+        oldest_s = new.stat().st_mtime - _UNUSED_S
+        unused = [one for one in new.parent.glob("kernels-*") if one.stat().st_mtime < oldest_s]
+    except OSError:
+        return
+    for folder in unused:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(module: str) -> str:

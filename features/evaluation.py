@@ -22,10 +22,9 @@ from freshscore.features.compiled import kernel
 from freshscore.features.finishing import NO_LAST, add_current, clear_slot
 from freshscore.features.memory import i64, move, put_i64, put_u64, signed, u64
 
-# Scratch behind the accumulators, in words: running accumulators for each condition of a span,
-# what is known of one event's facts, the table in which distinct members are found.
+# Scratch behind the accumulators, in words: first running accumulators for each condition of a
+# span, then what is known of one event's facts, the table in which distinct members are found.
 MAX_SPAN_CONDITIONS: Final = 25
-RUNNING: Final = 0
 FACT_STATE: Final = MAX_SPAN_CONDITIONS * p.SLOT
 FACT_KNOWN: Final = FACT_STATE
 FACT_SENDER: Final = FACT_STATE + 8

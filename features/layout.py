@@ -24,7 +24,7 @@ from typing import Final
 EVENT: Final = 1
 FACT: Final = 2
 
-IDENTITY: Final = 0
+# Bytes from a record's beginning, which is its identity.
 TIME: Final = 8
 CONTENT: Final = 16
 CHECK: Final = 24

@@ -225,8 +225,8 @@ def spread_double(typing: Any, count: Any, total: Any, high: Any, middle: Any, l
     """The double nearest to count * Q - total^2, exact until then.
 
     Q = high * 2^40 + middle * 2^21 + low is a sum of squares in the three limbs that
-    features/kernels.py adds up. count < 2^23 and amounts <= 2^40, so that all of it stays
-    below 2^127; the result is never negative.
+    features/finishing.py and features/evaluation.py add up. count < 2^23 and amounts <= 2^40, so
+    that all of it stays below 2^127; the result is never negative.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 
-from freshscore.config.errors import BadTransaction
-
-# The bound on every amount, in minor units: with it, sums and sums of squares are exact
-# (features/kernels.py), and an amount fits the 48 bits that a record has for it.
+# The bound on every amount, in minor units: with it, sums and the limbs of sums of squares
+# are exact (features/memory.py, spread_double), and an amount fits the 48 bits of a record's word.
 MAX_AMOUNT_MINOR = 2**40
 
 _CODE = re.compile(r"[A-Z]{3}\Z")
@@ -29,16 +27,3 @@ def is_currency_code(code: object) -> bool:
 def minor_digits(currency: str) -> int:
     """Decimal digits of the minor unit of `currency`: 2 for EUR, 0 for JPY, 3 for KWD."""
     return _DIGITS_NOT_TWO.get(currency, 2)
-
-
-def minor_from_major(amount: float, currency: str) -> int:
-    """The integer minor units nearest to `amount` in major units.
-
-    Raises BadTransaction for NaN, infinities and what exceeds the bound.
-    """
-    scaled = amount * float(10 ** minor_digits(currency))
-    if not abs(scaled) <= MAX_AMOUNT_MINOR:
-        raise BadTransaction(
-            f"amount is {amount!r} {currency}; the limit is {MAX_AMOUNT_MINOR} minor units"
-        )
-    return round(scaled)

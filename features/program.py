@@ -98,14 +98,11 @@ SLOT: Final = 26
 # A count of -1 says that the transaction has no such entity.
 ABSENT: Final = -1
 
-# A slot's description.
-SLOT_CURRENT: Final = 0
-SLOT_CONDITION: Final = 1
+# A slot's description: whether the transaction being scored counts, the condition, the entity.
 SLOT_ENTITY: Final = 2
 SLOT_FIXED: Final = 4
 
 # What is known of the last event before a payment: found, its time, its place, pairs seen.
-LAST_FOUND: Final = 0
 LAST_AT: Final = 1
 LAST_PLACE: Final = 2
 LAST_PAIR: Final = 3

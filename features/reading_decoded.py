@@ -36,8 +36,7 @@ from freshscore.features.folding import tiles_before
 from freshscore.features.memory import BYTES_AT, address_of, i64, put_i64, put_u64, u64
 from freshscore.features.program import Program
 
-# Words of one entity's part of the table that the kernel reads.
-_RECORDS: Final = 0
+# Words of one entity's part of the table that the kernel reads; the first is the records' address.
 _N_RECORDS: Final = 1
 _WIDTH: Final = 2
 _LAYOUT: Final = 3

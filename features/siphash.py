@@ -20,8 +20,6 @@ import numpy as np
 from freshscore.features.compiled import kernel
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     Lanes = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
 # "somepseudorandomlygeneratedbytes" in ASCII, big-endian, as the paper sets the lanes.
@@ -36,7 +34,7 @@ _WIDE_SECOND_HALF = np.uint64(0xDD)
 
 _S13, _S16, _S17, _S21, _S32 = (np.uint64(bits) for bits in (13, 16, 17, 21, 32))
 _S51, _S48, _S47, _S43 = (np.uint64(64 - bits) for bits in (13, 16, 17, 21))
-_S8, _S24, _S40, _S56 = (np.uint64(bits) for bits in (8, 24, 40, 56))
+_S56 = np.uint64(56)
 
 
 @kernel(inline="always")
@@ -84,44 +82,3 @@ def sip_finished(lanes: Lanes, rest: np.uint64, n_bytes: int) -> tuple[np.uint64
     for _ in range(4):
         v0, v1, v2, v3 = _mixed(v0, v1, v2, v3)
     return low, v0 ^ v1 ^ v2 ^ v3
-
-
-@kernel
-def siphash128_words(
-    words: NDArray[np.uint64], n_words: int, k0: np.uint64, k1: np.uint64
-) -> tuple[np.uint64, np.uint64]:
-    """Digest of the first `n_words` words: that of their 8 x n_words little-endian bytes."""
-    lanes = sip_started(k0, k1)
-    for i in range(n_words):
-        lanes = sip_absorbed(lanes, words[i])
-    return sip_finished(lanes, np.uint64(0), 8 * n_words)
-
-
-@kernel
-def siphash128(
-    data: NDArray[np.uint8], n: int, k0: np.uint64, k1: np.uint64
-) -> tuple[np.uint64, np.uint64]:
-    """Digest of the first `n` bytes of `data`."""
-    lanes = sip_started(k0, k1)
-    whole = n - n % 8
-    for at in range(0, whole, 8):
-        lanes = sip_absorbed(lanes, _word_at(data, at))
-    rest = np.uint64(0)
-    for i in range(n - whole):
-        rest |= np.uint64(data[whole + i]) << np.uint64(8 * i)
-    return sip_finished(lanes, rest, n)
-
-
-@kernel(inline="always")
-def _word_at(data: NDArray[np.uint8], at: int) -> np.uint64:
-    # Written out so that the compiler sees one 8-byte load, at any alignment.
-    return (
-        np.uint64(data[at])
-        | (np.uint64(data[at + 1]) << _S8)
-        | (np.uint64(data[at + 2]) << _S16)
-        | (np.uint64(data[at + 3]) << _S24)
-        | (np.uint64(data[at + 4]) << _S32)
-        | (np.uint64(data[at + 5]) << _S40)
-        | (np.uint64(data[at + 6]) << _S48)
-        | (np.uint64(data[at + 7]) << _S56)
-    )

@@ -1,7 +1,8 @@
 """Feature specifications: what the model sees, declared in TOML or Python, checked when made.
 
 Rule: a specification that exists is consistent, and its fingerprint covers everything that can
-change a value or the meaning of a stored record; reason codes and sentences are not part of it.
+change a value or the meaning of a stored record. Not part of it: reason codes, sentences, the
+specification's name, and label delays, which say how a file is read.
 Order of the feature vector: the `features` as declared, then each window group's aggregates,
 for each aggregate its lengths.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -20,7 +22,7 @@ import msgspec
 
 from freshscore.config.errors import BadSpecification
 from freshscore.features.money import is_currency_code
-from freshscore.features.transaction import KINDS
+from freshscore.features.transaction import KINDS, MAX_STRING_BYTES
 
 # Limits of the record format (features/layout.py): bits that one record has for them.
 MAX_FACTS: Final = 8
@@ -32,22 +34,31 @@ Function = Literal["count", "sum", "mean", "std", "min", "max", "last", "distinc
 GRID_FUNCTIONS: Final = ("count", "sum", "mean", "std", "share")
 
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"(\d{1,9})([smhd])\Z")
+# Ten years: no card lives longer, and a sum of two still fits beside the years 1990 to 2100. The
+# sender's instant of a fact lies within 17 years of its event (layout.SENDER_LIMIT_MS).
+MAX_DURATION_DAYS: Final = 3_653
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
-LOCAL_FUNCTIONS: Final = ("amount", "field", "category", "hour", "weekday", "night", "weekend")
 CROSS_FUNCTIONS: Final = ("ratio", "difference", "zscore")
-LAST_FUNCTIONS: Final = ("since_last", "distance", "speed")
 
 
 def duration_ms(text: str) -> int:
-    """Milliseconds of a duration such as `10m`, `1h`, `30d`; raises BadSpecification."""
+    """Milliseconds of a duration such as `10m`, `1h`, `30d`, at most ten years.
+
+    Raises BadSpecification.
+    """
     match = _DURATION.match(text)
     if match is None:
         raise BadSpecification(
             f"a duration is a number and s, m, h or d, such as 30d; not {text!r}"
         )
-    return int(match[1]) * _UNITS_MS[match[2]]
+    duration = int(match[1]) * _UNITS_MS[match[2]]
+    if duration > MAX_DURATION_DAYS * _UNITS_MS["d"]:
+        raise BadSpecification(
+            f"a duration is at most {MAX_DURATION_DAYS}d (ten years); not {text!r}"
+        )
+    return duration
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,9 +81,10 @@ class Aggregate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One aggregate over windows.
 
     of: for `share` a fact, for `distinct` an entity; every other function but `count` reads the
-    amount. where: counts only events that meet it. empty: the value over no event, where it is
-    not that of section 11 (count and sum 0, all else missing). name: replaces the middle part of
-    the feature's name. reason, sentence: for explanations; `{window}` stands for the length.
+    amount. where: counts only events that meet it. empty: the value over no event (finite, or NaN
+    for missing), where it is not the usual one (count and sum 0, all else missing). name: replaces
+    the middle part of the feature's name. reason, sentence: for explanations; `{window}` stands
+    for the length.
     """
 
     function: Function
@@ -234,16 +246,21 @@ class FeatureSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
         names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
         if name not in names:
             raise BadSpecification(f"no specification {name!r} ships; there are {', '.join(names)}")
-        return FeatureSpecification.from_toml((folder / f"{name}.toml").read_text(), name)
+        return FeatureSpecification.from_toml((folder / f"{name}.toml").read_text("utf-8"), name)
 
     @staticmethod
     def named(name: str) -> FeatureSpecification:
-        """A shipped specification by name, or one in a TOML file by path."""
+        """A shipped specification by name, or one in a TOML file by path.
+
+        Raises BadSpecification, also for a file that cannot be read or is not UTF-8.
+        """
         if name.endswith(".toml"):
             try:
-                text = Path(name).read_text()
+                text = Path(name).read_text("utf-8")
             except OSError as problem:
                 raise BadSpecification(f"cannot read {name}: {problem.strerror}") from problem
+            except ValueError as problem:  # not UTF-8, or no possible path
+                raise BadSpecification(f"cannot read {name!r}: {problem}") from problem
             return FeatureSpecification.from_toml(text, name)
         return FeatureSpecification.shipped(name)
 
@@ -339,9 +356,11 @@ def _meaning(spec: FeatureSpecification, column: Column) -> list[object]:
         return [column.name, bare]
     assert column.aggregate is not None  # a column is one or the other
     group = spec.windows[column.group]
-    bare_aggregate = msgspec.structs.replace(
-        column.aggregate, reason=None, sentence=None, name=None
+    bare_aggregate = msgspec.structs.asdict(
+        msgspec.structs.replace(column.aggregate, reason=None, sentence=None, name=None)
     )
+    if bare_aggregate["empty"] is not None and math.isnan(bare_aggregate["empty"]):
+        bare_aggregate["empty"] = "nan"  # JSON would write null, which is what no value is
     window = [group.entity, duration_ms(column.length), group.delay_ms, group.current]
     return [column.name, window, bare_aggregate]
 
@@ -357,7 +376,7 @@ def _check(spec: FeatureSpecification) -> None:
         _check_name(name)
     for fact, delay in spec.label_delay.items():
         _known("label_delay", fact, spec.facts)
-        duration_ms(delay)
+        _check_duration(f"label_delay of {fact!r}", delay)
     for entity in spec.entities:
         _check_entity(entity)
     for group in spec.windows:
@@ -368,12 +387,28 @@ def _check(spec: FeatureSpecification) -> None:
         raise BadSpecification("a specification needs at least one feature")
     for feature in spec.features:
         _check_feature(spec, feature)
-    for both in spec.categories:
-        if both in spec.plain_fields:
-            raise BadSpecification(f"field {both!r} is read both as a number and as a category")
+    _check_fields(spec)
+
+
+def _check_fields(spec: FeatureSpecification) -> None:
+    """Each field is a number or a string to all that read it."""
+    compared = [one.field for one in spec.conditions if one.field is not None]
+    for name in (*spec.plain_fields, *spec.categories, *compared):
+        _check_text("the name of a field", name)
+    for name in spec.plain_fields:
+        if name in spec.categories:
+            raise BadSpecification(f"field {name!r} is read both as a number and as a category")
+        if name in compared:
+            raise BadSpecification(
+                f"field {name!r} is read as a number, and a condition compares it with a string,"
+                " which no number equals"
+            )
 
 
 def _check_entity(entity: Entity) -> None:
+    for part in entity.parts:
+        _check_text(f"a part of entity {entity.name!r}", part)
+    _check_unique(f"entity {entity.name!r}: part", list(entity.parts))
     if entity.mode == "grid" and not 0 < (entity.resolution or 0) <= 1:
         raise BadSpecification(
             f"entity {entity.name!r} is a grid and needs a resolution above 0 and at most 1"
@@ -385,9 +420,14 @@ def _check_entity(entity: Entity) -> None:
 
 def _check_group(spec: FeatureSpecification, group: WindowGroup) -> None:
     _known("windows: entity", group.entity, [entity.name for entity in spec.entities])
+    for duration in (*group.lengths, group.delay):
+        _check_duration(f"windows of {group.entity!r}", duration)
     if not group.lengths or min(group.lengths_ms) <= 0:
         raise BadSpecification(f"windows of {group.entity!r} need lengths above 0")
     _check_unique("length", [str(length) for length in group.lengths_ms])
+    if not group.aggregates:
+        # Its lengths would still reach into first_pair and since_last, unseen in any column.
+        raise BadSpecification(f"windows of {group.entity!r} have no aggregates")
     mode = spec.entity(group.entity).mode
     for aggregate in group.aggregates:
         if mode == "grid" and aggregate.function not in GRID_FUNCTIONS:
@@ -403,6 +443,11 @@ def _check_group(spec: FeatureSpecification, group: WindowGroup) -> None:
 def _check_aggregate(spec: FeatureSpecification, aggregate: Aggregate) -> None:
     if aggregate.name is not None:
         _check_name(aggregate.name)
+    if aggregate.empty is not None and math.isinf(aggregate.empty):
+        raise BadSpecification(
+            f"{aggregate.function}: empty is {aggregate.empty}; it is a finite number, or nan for"
+            " missing"
+        )
     if aggregate.function == "share":
         _known("share: of", aggregate.of, spec.facts)
     elif aggregate.function == "distinct":
@@ -420,6 +465,11 @@ def _check_aggregate(spec: FeatureSpecification, aggregate: Aggregate) -> None:
         _known("where: fact", where.fact, spec.facts)
     if (where.field is None) != (where.value is None):
         raise BadSpecification("a condition on a field has a value, and only that one has")
+    if where.value is not None and _n_bytes(where.value) > MAX_STRING_BYTES:
+        raise BadSpecification(
+            f"a condition's value has {_n_bytes(where.value)} bytes; a field has at most"
+            f" {MAX_STRING_BYTES}"
+        )
 
 
 def _check_feature(spec: FeatureSpecification, feature: Feature) -> None:
@@ -451,10 +501,40 @@ def _check_feature(spec: FeatureSpecification, feature: Feature) -> None:
             )
     if feature.function == "first_pair":
         _known(f"feature {feature.name!r}: of", feature.of, entities)
-    aggregates = [column.name for column in spec.columns if column.aggregate is not None]
+        _check_pair(spec, feature)
+    aggregates = {c.name: c.aggregate for c in spec.columns if c.aggregate is not None}
     for name in (feature.to, feature.spread):
         if name is not None:
-            _known(f"feature {feature.name!r}: aggregate", name, aggregates)
+            _known(f"feature {feature.name!r}: aggregate", name, list(aggregates))
+    if feature.to is not None and feature.spread is not None:
+        _check_zscore(spec, feature, aggregates[feature.to], aggregates[feature.spread])
+
+
+def _check_zscore(
+    spec: FeatureSpecification, feature: Feature, mean: Aggregate, std: Aggregate
+) -> None:
+    """Mean and std of one entity under one condition; over two lengths is a choice."""
+    for name, aggregate, function in ((feature.to, mean, "mean"), (feature.spread, std, "std")):
+        if aggregate.function != function:
+            raise BadSpecification(
+                f"feature {feature.name!r} (zscore) needs a {function}; {name!r} is a"
+                f" {aggregate.function}"
+            )
+    of = {c.name: spec.windows[c.group].entity for c in spec.columns if c.aggregate is not None}
+    if (of[feature.to or ""], mean.where) != (of[feature.spread or ""], std.where):
+        raise BadSpecification(
+            f"feature {feature.name!r} (zscore): {feature.to!r} and {feature.spread!r} are of other"
+            " amounts: their entities or conditions differ"
+        )
+
+
+def _check_pair(spec: FeatureSpecification, feature: Feature) -> None:
+    first, second = (spec.entity(name or "") for name in (feature.entity, feature.of))
+    if set(first.parts) == set(second.parts):
+        raise BadSpecification(
+            f"feature {feature.name!r} asks whether {first.name!r} was seen with {second.name!r},"
+            " which is the same identity"
+        )
 
 
 def members_of(spec: FeatureSpecification, entity: str) -> tuple[str, ...]:
@@ -480,6 +560,27 @@ def _check_name(name: str) -> None:
         raise BadSpecification(
             f"a name is a small letter, then at most 63 small letters, digits and _; not {name!r}"
         )
+
+
+def _check_duration(what: str, text: str) -> None:
+    try:
+        duration_ms(text)
+    except BadSpecification as problem:
+        raise BadSpecification(f"{what}: {problem}") from None
+
+
+def _check_text(what: str, text: str) -> None:
+    if not 1 <= _n_bytes(text) <= MAX_STRING_BYTES:
+        raise BadSpecification(
+            f"{what} has {_n_bytes(text)} bytes; it needs 1 to {MAX_STRING_BYTES}"
+        )
+
+
+def _n_bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise BadSpecification(f"{text!r} is not valid Unicode") from None
 
 
 def _check_count(what: str, actual: int, limit: int) -> None:

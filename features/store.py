@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from freshscore.config.errors import StoreFull
+from freshscore.config.errors import SettingsError, StoreFull
 from freshscore.features import applying, arena, tables
 from freshscore.features.applying import (
     ACCEPTED,
@@ -305,7 +305,10 @@ class MemoryStore:
         n = len(self.program.entities)
         limits = self.limits
         self._rows = [
-            np.empty(limits.max_entities * tables.ENTITY_ROW // 8, np.int64) for _ in range(n)
+            reserved(
+                limits.max_entities * tables.ENTITY_ROW, "store.max_entities", limits.max_entities
+            )
+            for _ in range(n)
         ]
         self._hashes = [np.zeros(_FIRST_SLOTS, np.int32) for _ in range(n)]
         self._conditions = [self._block_conditions(e) for e in range(n)]
@@ -430,6 +433,16 @@ class MemoryStore:
             self._hashes[e] = table
 
 
+def reserved(n_bytes: int, setting: str, value: int) -> NDArray[np.int64]:
+    """Words of memory, touched only as they fill. Raises SettingsError where there is none."""
+    try:
+        return np.empty(n_bytes // 8, np.int64)
+    except MemoryError:
+        raise SettingsError(
+            f"{setting} is {value}, for which this machine cannot reserve {n_bytes} bytes"
+        ) from None
+
+
 def _slots_for(n: int) -> int:
     """Slots of a hash table that `n` entries leave room in."""
     slots = _FIRST_SLOTS
@@ -449,7 +462,7 @@ class _Arena:
         self.region_bytes = min(_REGION_BYTES, max(4096, n_bytes // 16))
         n_regions = n_bytes // self.region_bytes
         # Not zeroed: pages are the system's until they are written.
-        self._block = np.empty(n_regions * self.region_bytes // 8, np.int64)
+        self._block = reserved(n_regions * self.region_bytes, "store.arena_bytes", n_bytes)
         self._states = np.full(n_regions, arena.REGION_FREE, np.int64)
         self._head = np.zeros(arena.ARENA_HEAD_WORDS, np.int64)
         self.address = address_of(self._head)

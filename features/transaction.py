@@ -113,7 +113,8 @@ class Transaction:
             )
         self._currency = currency
         self._entities = _checked_entities(entities)
-        if not isinstance(kind, str) or kind not in KIND_CODES:
+        # In a tuple, for an unhashable value is in no mapping.
+        if kind not in KINDS:
             raise BadTransaction(f"kind must be one of {', '.join(KINDS)}; it is {_shown(kind)}")
         if kind == "verification" and amount_minor != 0:
             raise BadTransaction(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +31,6 @@ from freshscore.simulations.replay import replay
 from freshscore.simulations.streams import Stream
 
 OracleChoice = Literal["sample", "all", "none"]
-ORACLES: Final[tuple[OracleChoice, ...]] = ("sample", "all", "none")
 
 
 @dataclass(frozen=True)

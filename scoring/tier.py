@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.features.memory import address_of
-from freshscore.features.store import MemoryStore
+from freshscore.features.store import MemoryStore, reserved
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.forest import Forest
 
@@ -64,7 +64,7 @@ class Tier:
         buckets = _buckets(limits.max_bytes, size)
         self.entry_bytes = size
         self.max_entries = c.WAYS * buckets
-        self._entries = np.empty(self.max_entries * size // 8, np.int64)
+        self._entries = reserved(self.max_entries * size, "cache.max_bytes", limits.max_bytes)
         self._marks = _aligned(buckets * c.MARKS_BYTES)
         self._hints = np.zeros(max(4, self.max_entries * _HINT_BYTES // 4), np.int32)
         self._thresholds = np.ascontiguousarray(thresholds, np.float64)

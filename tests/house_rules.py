@@ -50,13 +50,14 @@ _SEEDED = {"default_rng", "SeedSequence", "PCG64", "PCG64DXSM", "MT19937", "Phil
 _VAGUE_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 _COMPILERS = {"njit", "jit", "vectorize", "guvectorize", "cfunc", "config"}
 
-# Calls that only build a value, so that a constant may be made with them.
+# Functions that only build a value, so that a constant may be made with them. Methods do so too,
+# but of literals alone: `replace` of a string builds one, of a path it moves a file.
 _BUILDERS = set(
-    "abs array bin bool_ bytes compile date datetime dict dtype encode enumerate exp field finfo"
-    " float float32 float64 frozenset from_bytes fromhex fromkeys iinfo int int16 int32 int64 int8"
-    " items join keys len list log log2 lower map max min namedtuple object ord partial range"
-    " removeprefix replace reversed round set slice sorted split sqrt str sum timedelta tuple"
-    " uint16 uint32 uint64 uint8 upper values zip".split()
+    "abs bin bytes bytes.fromhex dataclasses.field date datetime dict dict.fromkeys enumerate field"
+    " float float.fromhex frozenset int int.from_bytes len list math.exp math.log math.sqrt max min"
+    " namedtuple np.array np.bool_ np.dtype np.finfo np.float32 np.float64 np.iinfo np.int16"
+    " np.int32 np.int64 np.int8 np.uint16 np.uint32 np.uint64 np.uint8 object ord partial range"
+    " re.compile reversed round set slice sorted str sum timedelta tuple zip".split()
 )
 # Names in capitals are classes and build values too, these excepted: they are things that live.
 _LIVING = set(
@@ -82,8 +83,11 @@ class Source:
 
     @cached_property
     def imports(self) -> list[tuple[int, str]]:
-        """(line, dotted name) of everything imported, at any depth; `from a import b` is a.b."""
-        found = []
+        """(line, dotted name) of everything imported, at any depth; `from a import b` is a.b.
+
+        What is taken by a literal name counts too: import_module("a"), sys.modules["a"].
+        """
+        found = [*_taken_by_name(self)]
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 found += [(node.lineno, alias.name) for alias in node.names]
@@ -139,12 +143,6 @@ def rooms_by_their_full_name(source: Source) -> Iterator[tuple[int, str]]:
     for line, name in source.imports:
         if name.split(".")[0] in ROOMS[:-1]:
             yield line, f"import of {name}; the room's name is freshscore.{name.split('.')[0]}"
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call) and (_dotted(node.func) or "").endswith("import_module"):
-            first = node.args[0] if node.args else None
-            named = str(first.value) if isinstance(first, ast.Constant) else ""
-            if named.split(".")[0] in ROOMS[:-1]:
-                yield node.lineno, f"import of {named} by its bare name"
 
 
 def one_door_each(source: Source) -> Iterator[tuple[int, str]]:
@@ -183,8 +181,14 @@ def clock_at_its_door(source: Source) -> Iterator[tuple[int, str]]:
     for node, name in source.names:
         if re.search(r"(?:^|\.)(datetime|date|Timestamp)\.(now|utcnow|today)$", name):
             yield node.lineno, f"{name}; the system clock enters by {CLOCK_DOOR}"
+        if name == "os.times":
+            yield node.lineno, f"{name}; the system clock enters by {CLOCK_DOOR}"
         if name.endswith(".sleep"):
             yield node.lineno, f"{name}: nothing here may sleep"
+    for call in ast.walk(source.tree):
+        # numpy and pandas take the time under these names.
+        if isinstance(call, ast.Call) and {"now", "today"} & set(_texts_given(call)):
+            yield call.lineno, f"a time named by a string; the system clock enters by {CLOCK_DOOR}"
 
 
 def no_sleep_in_tests(source: Source) -> Iterator[tuple[int, str]]:
@@ -202,7 +206,7 @@ def chance_is_passed_in(source: Source) -> Iterator[tuple[int, str]]:
         if name.split(".")[0] in {"random", "secrets"}:
             yield line, f"import of {name}; chance enters by {CHANCE_DOOR} or as a Generator"
     for node, name in source.names:
-        if re.fullmatch(r"os\.(urandom|getrandom)|uuid\.uuid[14]", name):
+        if re.fullmatch(r"os\.(urandom|getrandom)|uuid\.uuid[1467]", name):
             yield node.lineno, f"{name}; chance enters by {CHANCE_DOOR}"
         drawn = re.fullmatch(r"(?:np|numpy)\.random\.(\w+)", name)
         if drawn and drawn[1] not in {"Generator", "BitGenerator", *_SEEDED}:
@@ -279,38 +283,58 @@ def _body_runs(body: list[ast.stmt], path: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            defaults = [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]
-            yield from (found for default in defaults for found in _value_runs(default))
+            yield from _defaults_run(node.args)
         elif isinstance(node, ast.ClassDef):
+            for value in [*node.bases, *(keyword.value for keyword in node.keywords)]:
+                yield from _value_runs(value)
             yield from _body_runs(node.body, path)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             if node.value is not None:
                 yield from _value_runs(node.value)
         elif isinstance(node, ast.If) and _is_guard(node.test, path):
-            continue
+            # What a guard keeps from running at import is its body; what else it has runs.
+            yield from _body_runs(node.orelse, path)
+        elif isinstance(node, ast.If) and "sys.version_info" in ast.unparse(node.test):
+            yield from _value_runs(node.test)
+            yield from _body_runs([*node.body, *node.orelse], path)
         elif isinstance(node, ast.Try) and all(_is_import(inner) for inner in node.body):
-            yield from (found for h in node.handlers for found in _body_runs(h.body, path))
+            handled = [inner for handler in node.handlers for inner in handler.body]
+            yield from _body_runs([*handled, *node.orelse, *node.finalbody], path)
         else:
             yield node.lineno, f"{type(node).__name__} runs at import"
 
 
 def _value_runs(value: ast.AST) -> Iterator[tuple[int, str]]:
     if isinstance(value, ast.Lambda):
+        yield from _defaults_run(value.args)
         return
-    if isinstance(value, ast.Call):
-        called = value.func.attr if isinstance(value.func, ast.Attribute) else _dotted(value.func)
-        builds = called and (called in _BUILDERS or called.lstrip("_")[:1].isupper())
-        if not builds or called in _LIVING:
-            yield value.lineno, f"{called or 'a call'}() runs at import"
+    if isinstance(value, ast.Call) and not _only_builds(value):
+        yield value.lineno, f"{ast.unparse(value.func)}() runs at import"
     for inner in ast.iter_child_nodes(value):
         # Comprehensions and keyword arguments hold their expressions one level further down.
         yield from _value_runs(inner)
 
 
+def _defaults_run(arguments: ast.arguments) -> Iterator[tuple[int, str]]:
+    for default in [*arguments.defaults, *arguments.kw_defaults]:
+        if default is not None:
+            yield from _value_runs(default)
+
+
+def _only_builds(call: ast.Call) -> bool:
+    if any(keyword.arg == "key" for keyword in call.keywords):
+        return False  # of `sorted`, `min` and `max`: a function that they call
+    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Constant):
+        return True
+    name = _dotted(call.func) or ""
+    last = name.split(".")[-1]
+    return name in _BUILDERS or (last.lstrip("_")[:1].isupper() and last not in _LIVING)
+
+
 def _is_guard(test: ast.expr, path: str) -> bool:
     text = ast.unparse(test)
     main = text == "__name__ == '__main__'" and path.endswith("__main__.py")
-    return main or text in {"TYPE_CHECKING", "typing.TYPE_CHECKING"} or "sys.version_info" in text
+    return main or text in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 
 def _is_import(node: ast.stmt) -> bool:
@@ -320,6 +344,29 @@ def _is_import(node: ast.stmt) -> bool:
 def _has_seed(call: ast.Call) -> bool:
     values = [*call.args, *(keyword.value for keyword in call.keywords)]
     return bool(values) and not (isinstance(values[0], ast.Constant) and values[0].value is None)
+
+
+def _taken_by_name(source: Source) -> Iterator[tuple[int, str]]:
+    """(line, module) of what is imported, or taken from what was imported, by a literal name."""
+    names = dict(source.names)
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call):
+            taker, given = node.func, _texts_given(node)
+        elif isinstance(node, ast.Subscript):
+            taker, given = node.value, _texts([node.slice])
+        else:
+            continue
+        if re.search(r"\b(import_module|__import__|sys\.modules(\.\w+)?)$", names.get(taker, "")):
+            yield from ((node.lineno, module) for module in given)
+
+
+def _texts_given(call: ast.Call) -> list[str]:
+    """The literal strings among the arguments of a call."""
+    return _texts([*call.args, *(keyword.value for keyword in call.keywords)])
+
+
+def _texts(values: list[ast.expr]) -> list[str]:
+    return [one.value for one in values if isinstance(one, ast.Constant) and type(one.value) is str]
 
 
 def _as_names(imports: list[tuple[int, str]]) -> list[tuple[ast.expr, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import tomllib
@@ -39,6 +40,7 @@ from tests.house_rules import (
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@functools.cache
 def _sources(folder: str) -> list[Source]:
     paths = sorted((ROOT / folder).rglob("*.py"))
     return [Source(p.relative_to(ROOT).as_posix(), p.read_text("utf-8")) for p in paths]
@@ -79,6 +81,7 @@ def test_declared_libraries_are_those_of_pyproject() -> None:
     assert names - {"kafka_python"} | {"kafka", "llvmlite", "apscheduler"} == LIBRARIES
 
 
+_TRY = "try:\n    import a\nexcept ImportError:\n    a = None\n"
 BROKEN = [
     (imports_go_one_way, "features/x.py", "from freshscore.scoring.model import Model"),
     (imports_go_one_way, "features/x.py", "def f():\n    import freshscore.scoring"),
@@ -88,6 +91,12 @@ BROKEN = [
     (rooms_by_their_full_name, "scoring/x.py", "import features"),
     (rooms_by_their_full_name, "tests/test_x.py", "from features.schema import Transaction"),
     (rooms_by_their_full_name, "scoring/x.py", "importlib.import_module('features.schema')"),
+    (imports_go_one_way, "features/x.py", "importlib.import_module('freshscore.scoring.scorer')"),
+    (imports_go_one_way, "features/x.py", "__import__('freshscore.scoring')"),
+    (rooms_by_their_full_name, "scoring/x.py", "import_module(name='features.schema')"),
+    (one_door_each, "scoring/x.py", "from importlib import import_module as f\nf('lightgbm')"),
+    (one_door_each, "scoring/x.py", "import sys\ndef f(): return sys.modules.get('lightgbm')"),
+    (only_declared_libraries, "scoring/x.py", "import importlib\nimportlib.import_module('scipy')"),
     (one_door_each, "scoring/x.py", "import lightgbm as lgb"),
     (one_door_each, "scoring/x.py", "def f():\n    from lightgbm.basic import Booster"),
     (one_door_each, "features/x.py", "import redis.asyncio"),
@@ -104,6 +113,12 @@ BROKEN = [
     (clock_at_its_door, "features/x.py", "from datetime import datetime as d\nx = d.now()"),
     (clock_at_its_door, "features/x.py", "import datetime\nx = datetime.date.today()"),
     (clock_at_its_door, "features/x.py", "import pandas as pd\nx = pd.Timestamp.utcnow()"),
+    (clock_at_its_door, "scoring/x.py", "import importlib\nt = importlib.import_module('time')"),
+    (clock_at_its_door, "scoring/x.py", "import sys\nx = sys.modules['time'].time()"),
+    (clock_at_its_door, "scoring/x.py", "import os\ndef f(): return os.times()"),
+    (clock_at_its_door, "scoring/x.py", "import pandas\ndef f(): return pandas.to_datetime('now')"),
+    (clock_at_its_door, "scoring/x.py", "import numpy as np\ndef f(): np.datetime64('now', 'ms')"),
+    (clock_at_its_door, "scoring/x.py", "import numpy as np\ndef f(): np.datetime64('today')"),
     (clock_at_its_door, "scoring/x.py", "import asyncio\nasync def f(): await asyncio.sleep(1)"),
     (no_sleep_in_tests, "tests/test_x.py", "import time\ndef f(): time.sleep(1)"),
     (no_sleep_in_tests, "tests/test_x.py", "from time import sleep as nap\ndef f(): nap(1)"),
@@ -111,6 +126,9 @@ BROKEN = [
     (chance_is_passed_in, "scoring/x.py", "from secrets import token_bytes"),
     (chance_is_passed_in, "scoring/x.py", "import os\ndef f(): return os.urandom(8)"),
     (chance_is_passed_in, "scoring/x.py", "import uuid\ndef f(): return uuid.uuid4()"),
+    (chance_is_passed_in, "scoring/x.py", "from uuid import uuid7\ndef f(): return uuid7()"),
+    (chance_is_passed_in, "scoring/x.py", "import uuid\ndef f(): return uuid.uuid6()"),
+    (chance_is_passed_in, "scoring/x.py", "import sys\ndef f(): sys.modules['random'].random()"),
     (chance_is_passed_in, "simulations/x.py", "import numpy as np\ndef f(): np.random.rand()"),
     (chance_is_passed_in, "simulations/x.py", "from numpy.random import shuffle\nshuffle([])"),
     (chance_is_passed_in, "scoring/x.py", "import numpy as np\nr = np.random.default_rng(1)"),
@@ -127,6 +145,29 @@ BROKEN = [
     (nothing_runs_at_import, "scoring/x.py", "class A:\n    store = open_store()"),
     (nothing_runs_at_import, "scoring/x.py", "def f(seed=draw()): pass"),
     (nothing_runs_at_import, "scoring/x.py", "with open('x') as f:\n    pass"),
+    (nothing_runs_at_import, "scoring/x.py", "X = list(map(os.mkdir, ['a']))"),
+    (nothing_runs_at_import, "scoring/x.py", "X = sorted(['a'], key=os.mkdir)"),
+    (nothing_runs_at_import, "scoring/x.py", "X = Path('a').replace('b')"),
+    (nothing_runs_at_import, "scoring/x.py", "X = _THREAD.join()"),
+    (nothing_runs_at_import, "scoring/x.py", "X = lambda a=load(): a"),
+    (nothing_runs_at_import, "scoring/x.py", "if TYPE_CHECKING:\n    import a\nelse:\n    f()"),
+    (
+        nothing_runs_at_import,
+        "scoring/x.py",
+        "if TYPE_CHECKING:\n    import a\nelif f():\n    1",
+    ),
+    (nothing_runs_at_import, "scoring/x.py", "if sys.version_info > (3, 12):\n    f()"),
+    (
+        nothing_runs_at_import,
+        "scoring/x.py",
+        "if sys.version_info:\n    A = 1\nelse:\n    f()",
+    ),
+    (nothing_runs_at_import, "scoring/x.py", "if sys.version_info > f():\n    A = 1"),
+    (nothing_runs_at_import, "scoring/x.py", "try:\n    import a\nexcept ImportError:\n    f()"),
+    (nothing_runs_at_import, "scoring/x.py", f"{_TRY}else:\n    f()"),
+    (nothing_runs_at_import, "scoring/x.py", f"{_TRY}finally:\n    f()"),
+    (nothing_runs_at_import, "scoring/x.py", "class A(made_base()):\n    pass"),
+    (nothing_runs_at_import, "scoring/x.py", "class A(B, metaclass=made()):\n    pass"),
     (nothing_runs_at_import, "scoring/x.py", "if True:\n    import a"),
     (nothing_runs_at_import, "scoring/x.py", "if __name__ == '__main__':\n    main()"),
     (modules_have_telling_names, "scoring/utils.py", ""),
@@ -156,6 +197,16 @@ KEPT = [
     (nothing_runs_at_import, "scoring/x.py", "A = frozenset({1})\nB = re.compile('x')\nC = 2**3"),
     (nothing_runs_at_import, "scoring/x.py", "@kernel(nogil=True)\ndef f(a=1): return g(a)"),
     (nothing_runs_at_import, "scoring/x.py", "if TYPE_CHECKING:\n    import a"),
+    (nothing_runs_at_import, "scoring/x.py", "A = ','.join(['a'])"),
+    (nothing_runs_at_import, "scoring/x.py", "if sys.version_info > (3, 12):\n    import a"),
+    (nothing_runs_at_import, "scoring/x.py", f"{_TRY}else:\n    from a import b"),
+    (
+        nothing_runs_at_import,
+        "scoring/x.py",
+        "class A(NamedTuple('B', []), b=True):\n    a = 1",
+    ),
+    (clock_at_its_door, "scoring/x.py", "def f(): return np.datetime64('2020-01-01')"),
+    (one_door_each, "scoring/x.py", "def f(name): return importlib.import_module(name)"),
     (modules_have_telling_names, "scoring/baseline.py", ""),
 ]
 

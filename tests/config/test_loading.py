@@ -101,6 +101,11 @@ UNKNOWN = [
     ({"env": {"FRESHSCORE_STORE__SKEW": "5"}}, ["store.skew", "environment", "store.skew_s"]),
     ({"env": {"FRESHSCORE_SHOP__SKEW_S": "5"}}, ["FRESHSCORE_SHOP__SKEW_S", "no group"]),
     ({"env": {"FRESHSCORE_STORE_SKEW_S": "5"}}, ["FRESHSCORE_STORE_SKEW_S", VARIABLE]),
+    ({"env": {"FRESHSCORE_STORE": "garbage"}}, ["FRESHSCORE_STORE is no", "FRESHSCORE_STORE__"]),
+    ({"env": {"FRESHSCORE_STORE": '{"skew_s": 9}'}}, ["FRESHSCORE_STORE is no setting"]),
+    ({"env": {"freshscore_cache": "1"}}, ["FRESHSCORE_CACHE is no setting", "FRESHSCORE_CACHE__"]),
+    ({"settings": {"bogus": {}}}, ["bogus", "argument"]),
+    ({"toml": "a\0b"}, ["null byte"]),
     ({"env": {VARIABLE: "soon"}}, ["store.skew_s", "'soon'", "environment"]),
     ({"profile": "huge"}, ["'huge'", "default, tiny"]),
     ({"toml": "absent.toml"}, ["absent.toml"]),
@@ -116,7 +121,10 @@ def test_what_is_unknown_is_an_error_that_names_it(
     assert [word for word in said if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("content", [b"[store\n", b"\xff\xfe", b"[store]\nskew_s = \n"])
+DAMAGED = [b"[store\n", b"\xff\xfe", b"[store]\nskew_s = \n", b"x = " + b"9" * 5_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_settings_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "bad.toml"
     file.write_bytes(content)
@@ -129,3 +137,24 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
     file.write_text("[cache]\nmax_byte = 1\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"cache\.max_byte .*typo\.toml.*cache\.max_bytes"):
         load_settings(toml=file, env={})
+
+
+@pytest.mark.parametrize("content", ["[bogus]\n", "[store.bogus]\n", "bogus.deep = {}\n"])
+def test_unknown_empty_table_names_the_file(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "empty.toml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"bogus.* \(file .*empty\.toml\) is no setting"):
+        load_settings(toml=file, env={})
+
+
+def test_known_empty_tables_say_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "empty.toml"
+    file.write_text("[store]\n[cache]\n", encoding="utf-8")
+    assert load_settings(toml=file, settings={"model": {}}, env={}) == Settings()
+
+
+@pytest.mark.parametrize("value", ["9" * 5_000, 10**5_000, ["x"] * 5_000], ids=type)
+def test_long_values_are_cut_in_messages(value: object) -> None:
+    with pytest.raises(SettingsError, match=r"store\.max_entities = .* \(argument\)") as caught:
+        load_settings(settings={"store.max_entities": value}, env={})
+    assert len(str(caught.value)) < 400

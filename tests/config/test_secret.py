@@ -16,7 +16,6 @@ from freshscore.config.secret import (
     Secret,
     keep_secret,
     load_secret,
-    random_bytes,
     random_seed,
 )
 
@@ -143,8 +142,6 @@ def test_of_many_that_keep_a_secret_at_once_one_does(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [FILE_NAME]
 
 
-def test_seeds_and_bytes_are_not_repeated() -> None:
+def test_seeds_are_not_repeated() -> None:
     assert random_seed() != random_seed()
     assert 0 <= random_seed() < 2**63
-    assert len(random_bytes(12)) == 12
-    assert random_bytes(12) != random_bytes(12)

@@ -100,9 +100,38 @@ BEYOND = [
     ("cache.probe_share", float("nan"), "finite"),
     ("cache.max_bytes", 100, "greater than or equal to 4096"),
     ("cache.inflight_wait_s", float("inf"), "finite"),
+    ("store.max_entities", 2**30 + 1, "less than or equal to 1073741824"),
+    ("store.max_payments", 10**30, "less than or equal to 4294967296"),
+    ("store.arena_bytes", 10**25, "less than or equal to 1099511627776"),
+    ("cache.max_bytes", 2**40 + 1, "less than or equal to 1099511627776"),
+    ("store.path", "", "empty"),
+    ("store.path", "~/freshscore", "written in full"),
+    ("store.path", "a\0b", "none of them 0"),
+    ("store.path", "\ud800", "surrogates"),
     ("model.learning_rate", 0.0, "greater than 0"),
     ("model.num_leaves", 1, "greater than or equal to 2"),
 ]
+
+
+def test_every_number_has_both_its_limits() -> None:
+    """Without an upper one, a slip of the finger ends as a traceback of whoever runs out first."""
+    limits = {
+        name: {
+            limit for limit in ("ge", "gt", "le") for one in field.metadata if hasattr(one, limit)
+        }
+        for group in Settings.model_fields.values()
+        for name, field in type(group.default).model_fields.items()
+        if field.annotation in (int, float)
+    }
+    assert len(limits) > 20
+    assert [name for name, given in limits.items() if "le" not in given or len(given) != 2] == []
+
+
+@pytest.mark.parametrize("key", ["store.path", "store.specification"])
+def test_path_longer_than_any_system_takes_is_an_error(key: str) -> None:
+    load_settings(settings={key: "x" * 4_096}, env={})
+    with pytest.raises(SettingsError, match=f"{key} = .*at most 4096"):
+        load_settings(settings={key: "x" * 4_097}, env={})
 
 
 @pytest.mark.parametrize(("key", "value", "limit"), BEYOND)

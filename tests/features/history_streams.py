@@ -279,13 +279,13 @@ def random_specification(rng: np.random.Generator) -> FeatureSpecification:
         if aggregate.function in ("mean", "sum", "std", "count")
     ]
     cross = []
-    functions: tuple[Any, ...] = ("ratio", "difference", "zscore")
+    functions: tuple[Any, ...] = ("ratio", "difference")
     for number, function in enumerate(functions):
         if means and rng.random() < 0.5:
-            spread = _one(rng, tuple(means)) if function == "zscore" else None
             of = _one(rng, (None, "risk"))
             to = _one(rng, tuple(means))
-            cross.append(Feature(f"cross{number}", function, of=of, to=to, spread=spread))
+            cross.append(Feature(f"cross{number}", function, of=of, to=to))
+    cross += _zscores(rng, groups)
     return FeatureSpecification(
         name="random",
         currency="EUR",
@@ -332,6 +332,21 @@ def _group(rng: np.random.Generator, number: int) -> WindowGroup:
     )
     delay = _one(rng, ("0s", "0s", "2s", "3s"))
     return WindowGroup(entity, lengths, aggregates, delay=delay, current=bool(rng.random() < 0.6))
+
+
+def _zscores(rng: np.random.Generator, groups: list[WindowGroup]) -> list[Feature]:
+    """A zscore of each group that has a mean and a std: its aggregates share one condition."""
+    found = []
+    for number, group in enumerate(groups):
+        stems = {aggregate.function: aggregate.stem for aggregate in group.aggregates}
+        if {"mean", "std"} <= set(stems):
+            to, spread = (
+                f"{group.entity}_{stems[function]}_{_one(rng, group.lengths)}"
+                for function in ("mean", "std")
+            )
+            of = _one(rng, (None, "risk"))
+            found.append(Feature(f"zscore{number}", "zscore", of=of, to=to, spread=spread))
+    return found
 
 
 def _some_features(rng: np.random.Generator) -> list[Feature]:

@@ -76,6 +76,8 @@ def _group(rng: np.random.Generator, number: int, entities: tuple[Entity, ...]) 
         _aggregate(rng, f"g{number}_{i}", str(rng.choice(functions)), members)
         for i in range(int(rng.integers(1, 5)))
     )
+    if number == 0:  # what a zscore needs
+        aggregates += (Aggregate("mean", name="mean"), Aggregate("std", name="std"))
     return WindowGroup(
         entity.name,
         tuple(str(length) for length in lengths[: int(rng.integers(1, 4))]),
@@ -123,9 +125,10 @@ def _crosses(rng: np.random.Generator, groups: tuple[WindowGroup, ...]) -> list[
         for aggregate in group.aggregates
         for length in group.lengths
     ]
-    some = [str(name) for name in rng.choice(names, 3)]
+    some = [str(name) for name in rng.choice(names, 2)]
+    to, spread = (f"{groups[0].entity}_{name}_{groups[0].lengths[0]}" for name in ("mean", "std"))
     return [
         Feature("ratio", "ratio", to=some[0]),
         Feature("risk_difference", "difference", to=some[1], of="risk"),
-        Feature("zscore", "zscore", to=some[1], spread=some[2]),
+        Feature("zscore", "zscore", to=to, spread=spread),
     ]

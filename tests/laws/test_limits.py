@@ -17,6 +17,7 @@ from freshscore.config.errors import (
     DeadlineExceeded,
     EventRefused,
     FreshscoreError,
+    SettingsError,
     StoreFull,
 )
 from freshscore.config.loading import load_settings
@@ -257,6 +258,27 @@ def test_valid_until_ends_at_its_cap(kind: str, seed: int) -> None:
             scorer.observe(pay(number, 3_600_000 * -1 + 100 * number))
         result = scorer.score(pay(0), as_of=MONDAY_MS)
         assert MONDAY_MS < result.valid_until < MONDAY_MS + cap_ms
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("store.arena_bytes", 2**40), ("cache.max_bytes", 2**40), ("store.max_entities", 2**30)],
+)
+def test_memory_that_is_not_there_is_an_error_that_names_the_setting(
+    setting: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine of any size: from a gigabyte on, nothing can be reserved.
+    empty = np.empty
+
+    def small(shape: Any, *more: Any) -> Any:
+        if np.prod(shape) > 2**27:
+            raise MemoryError
+        return empty(shape, *more)
+
+    monkeypatch.setattr(np, "empty", small)
+    settings = {"store.arena_bytes": 1 << 24, "store.max_entities": 1_000, setting: value}
+    with pytest.raises(SettingsError, match=f"{setting} is {value}.*cannot reserve"):
+        Scorer.open(settings=settings, model=DIGEST)
 
 
 class Slow:
