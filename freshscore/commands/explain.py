@@ -49,9 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     registry = Registry.of(settings.store.path)
     model = registry.champion() if arguments.model is None else registry.load(arguments.model)
     transaction = given_transaction(arguments.transaction)
-    # Not closed: closing saves the store, and nothing was observed.
-    scorer = Scorer.open(arguments.profile, settings=settings, model=model)
-    explanation = scorer.explain(transaction, as_of=arguments.as_of_ms)
+    with Scorer.open(arguments.profile, settings=settings, model=model) as scorer:
+        explanation = scorer.explain(transaction, as_of=arguments.as_of_ms)
     _print(explanation, arguments.top)
     write_json(
         arguments.json,

@@ -77,9 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         _score_one(scorer, arguments)
     else:
         _score_file(scorer, arguments, settings)
-    if arguments.observe:
-        # Only then: closing saves the store.
-        scorer.close()
+    # Saves what was observed; after an error the store stays as it was.
+    scorer.close()
     return 0
 
 
