@@ -6,13 +6,15 @@ categories that pandas knew. All trees of the text count: a text saved after ear
 the best iterations only.
 
 Rule: what leaves here is whole: every node and leaf of a tree hangs in it exactly once, every
-index is in range. Anything else raises BadModel, naming the tree and the key.
+index is in range, every tree has its number and is as long as the header says. Anything else raises
+BadModel, naming the tree and the key: LightGBM itself checks little of it, and reads past the end
+or ends the process where the text is wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import msgspec
@@ -25,18 +27,21 @@ from freshscore.features.compiled import kernel
 CATEGORICAL: Final = 1
 DEFAULT_LEFT: Final = 2
 MISSING_SHIFT: Final = 2
-MISSING_NONE: Final = 0
 MISSING_ZERO: Final = 1
 MISSING_NAN: Final = 2
 
 # LightGBM keeps node and leaf numbers in 32 bits with a sign.
 _MAX_LEAVES: Final = 2**31 - 1
 _VERSIONS: Final = ("v3", "v4")
+_TREE: Final = "\nTree="
+# LightGBM reads so many lines of a tree, and takes what follows for the end of all trees.
+_MAX_LINES: Final = 22
 
 Key = Literal[
     "split_feature", "threshold", "decision_type", "left_child", "right_child", "leaf_value",
     "leaf_count", "cat_boundaries", "cat_threshold",
 ]  # fmt: skip
+Numbers = Callable[[str, Any, int | None], NDArray[Any]]
 
 
 class Trees(msgspec.Struct, frozen=True):
@@ -89,11 +94,16 @@ class BoosterText(msgspec.Struct, frozen=True):
     trees: Trees
 
 
+def with_plain_ends(text: str) -> str:
+    """`text` with LF line ends: LightGBM counts bytes, of which a text in CRLF has more."""
+    return text.replace("\r\n", "\n")
+
+
 def read_booster(text: str) -> BoosterText:
     """The booster that `text` describes; raises BadModel where it is no whole booster."""
-    head, blocks, tail = _parts(text)
+    head, blocks, tail = _parts(with_plain_ends(text))
     header = _pairs(head)
-    if not head or head[0] != "tree" or header.get("version") not in _VERSIONS:
+    if head[0] != "tree" or header.get("version") not in _VERSIONS:
         raise BadModel(
             f"not a LightGBM model text of version {' or '.join(_VERSIONS)}:"
             f" it begins {text[:20]!r}, version {header.get('version')!r}"
@@ -103,34 +113,60 @@ def read_booster(text: str) -> BoosterText:
         raise BadModel(
             f"max_feature_idx is {header['max_feature_idx']}, but there are {len(names)} names"
         )
-    trees = [_pairs(block) for block in blocks]
+    _check_sizes(header.get("tree_sizes", ""), blocks)
+    trees = [_tree_pairs(number, block) for number, block in enumerate(blocks)]
     return BoosterText(
         objective=tuple(header.get("objective", "").split()),
         num_class=_count(header, "num_class"),
         num_tree_per_iteration=_count(header, "num_tree_per_iteration"),
         average_output="average_output" in head,
-        linear=any(tree.get("is_linear", "0") != "0" for tree in trees),
+        linear=any(_is_linear(tree) for tree in trees),
         feature_names=names,
         feature_infos=tuple(header.get("feature_infos", "").split()),
-        categorical_features=_categorical_features(tail),
+        categorical_features=_categorical_features(tail, len(names)),
         pandas_categories=_pandas_categories(tail),
         trees=_flat(trees, len(names)),
     )
 
 
-def _parts(text: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """Lines of the header, of each tree, and of what follows the trees."""
+def _parts(text: str) -> tuple[list[str], list[str], list[str]]:
+    """Lines of the header, the text of each tree from its number on, lines after the trees."""
     body, end, tail = text.partition("\nend of trees")
     if not end:
         raise BadModel("the text of the booster is cut short: there is no 'end of trees'")
-    head, *blocks = re.split(r"\nTree=\d+\r?\n", body)
+    head, *blocks = body.split(_TREE)
     if not blocks:
         raise BadModel("the booster has no trees")
-    return head.splitlines(), [block.splitlines() for block in blocks], tail.splitlines()
+    return head.split("\n"), blocks, tail.split("\n")
 
 
 def _pairs(lines: list[str]) -> dict[str, str]:
     return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
+
+
+def _check_sizes(said: str, blocks: list[str]) -> None:
+    sizes = said.split()
+    if len(sizes) != len(blocks):
+        raise BadModel(f"the header's tree_sizes has {len(sizes)} lengths for {len(blocks)} trees")
+    for number, (size, block) in enumerate(zip(sizes, blocks, strict=True)):
+        # From "Tree=" to before the next: the line end between two trees is that of the first.
+        length = len(_TREE.encode()) + len(block.encode())
+        if size != str(length):
+            raise BadModel(
+                f"tree {number} is {length} bytes long, but the header's tree_sizes says {size}:"
+                " the text was changed after LightGBM wrote it"
+            )
+
+
+def _tree_pairs(number: int, block: str) -> dict[str, str]:
+    own, *lines = block.rstrip("\n").split("\n")
+    if own != str(number):
+        raise BadModel(f"tree {number} is numbered {own[:20]!r}")
+    if len(lines) > _MAX_LINES or not all(line.find("=") > 0 for line in lines):
+        raise BadModel(
+            f"tree {number} has {len(lines)} lines; they are {_MAX_LINES} at most, each key=value"
+        )
+    return _pairs(lines)
 
 
 def _count(header: dict[str, str], key: str) -> int:
@@ -140,11 +176,14 @@ def _count(header: dict[str, str], key: str) -> int:
     return int(value)
 
 
-def _categorical_features(tail: list[str]) -> tuple[int, ...]:
+def _categorical_features(tail: list[str], n_features: int) -> tuple[int, ...]:
     for line in tail:
         found = re.fullmatch(r"\[categorical_feature: ([\d,]+)\]", line)
         if found:
-            return tuple(sorted({int(number) for number in found[1].split(",") if number}))
+            numbers = tuple(sorted({int(number) for number in found[1].split(",") if number}))
+            if numbers and numbers[-1] >= n_features:
+                raise BadModel(f"categorical_feature is outside the {n_features} features")
+            return numbers
     return ()
 
 
@@ -196,7 +235,7 @@ def _tree(number: int, pairs: dict[str, str], n_features: int) -> dict[Key, NDAr
     if not 1 <= n_leaves <= _MAX_LEAVES:
         raise BadModel(f"tree {number} has {n_leaves} leaves")
 
-    def numbers(key: Key, dtype: Any, n: int | None, default: int | None = None) -> NDArray[Any]:
+    def numbers(key: str, dtype: Any, n: int | None, default: int | None = None) -> NDArray[Any]:
         if default is not None and key not in pairs:
             return np.full(n or 0, default, dtype)
         try:
@@ -204,12 +243,14 @@ def _tree(number: int, pairs: dict[str, str], n_features: int) -> dict[Key, NDAr
             narrow: NDArray[Any] = found.astype(dtype)
         except (ValueError, OverflowError):
             raise BadModel(f"tree {number}: {key} holds what is no number") from None
-        if (n is not None and len(found) != n) or not np.array_equal(narrow, found):
+        if (n is not None and len(found) != n) or not np.array_equal(narrow, found, equal_nan=True):
             raise BadModel(
                 f"tree {number}: {key} has {len(found)} values of {n}, or too large ones"
             )
         return narrow
 
+    if _is_linear(pairs):
+        _check_linear(number, numbers, n_leaves, n_features)
     # A tree of one leaf may carry empty lists of nodes, or leave them out.
     tree: dict[Key, NDArray[Any]] = {
         "split_feature": numbers("split_feature", np.int32, n_nodes),
@@ -227,6 +268,24 @@ def _tree(number: int, pairs: dict[str, str], n_features: int) -> dict[Key, NDAr
     return tree
 
 
+def _is_linear(pairs: dict[str, str]) -> bool:
+    return pairs.get("is_linear", "0") != "0"
+
+
+def _check_linear(number: int, numbers: Numbers, n_leaves: int, n_features: int) -> None:
+    """Raise BadModel unless the linear model of each leaf is whole: LightGBM takes it as it is."""
+    constants = numbers("leaf_const", np.float64, n_leaves)
+    counts = numbers("num_features", np.int64, n_leaves)
+    if np.any(counts < 0):
+        raise BadModel(f"tree {number}: num_features is below 0")
+    features = numbers("leaf_features", np.int64, int(counts.sum()))
+    coefficients = numbers("leaf_coeff", np.float64, len(features))
+    if np.any((features < 0) | (features >= n_features)):
+        raise BadModel(f"tree {number}: leaf_features is outside the {n_features} features")
+    if not np.all(np.isfinite(constants)) or not np.all(np.isfinite(coefficients)):
+        raise BadModel(f"tree {number}: leaf_const or leaf_coeff is not finite")
+
+
 def _faults(tree: dict[Key, NDArray[Any]], n_features: int, n_sets: int) -> Iterator[str]:
     feature, decision = tree["split_feature"], tree["decision_type"]
     threshold, edges = tree["threshold"], tree["cat_boundaries"]
@@ -242,7 +301,7 @@ def _faults(tree: dict[Key, NDArray[Any]], n_features: int, n_sets: int) -> Iter
     if n_sets and edges[-1] != len(tree["cat_threshold"]):
         yield "cat_boundaries do not end where cat_threshold ends"
     if np.any(np.isnan(threshold)) or not np.all(np.isfinite(tree["leaf_value"])):
-        yield "a threshold or leaf value is not a number"
+        yield "a threshold is not a number, or a leaf value not finite"
     n_nodes = len(feature)
     met, waiting = np.zeros(2 * n_nodes + 1, np.int64), np.zeros(n_nodes + 1, np.int64)
     if n_nodes and not _is_tree(tree["left_child"], tree["right_child"], met, waiting):

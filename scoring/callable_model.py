@@ -10,7 +10,7 @@ otherwise under one version makes every cached score wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from freshscore.features.packing import Cohort
 from freshscore.scoring.forest import Forest
 from freshscore.scoring.model import check_cohorts
 from freshscore.scoring.model_file import CohortThresholds
+
+# Kinds of numpy types that are real numbers: truth values, with and without a sign, floating.
+_NUMBERS: Final = "biuf"
 
 
 class ScoringFunction(Protocol):
@@ -65,7 +68,13 @@ class CallableModel:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores, float64 (n,); raises BadModel unless the function gave a finite one for each."""
-        scores = np.asarray(self._function(matrix), np.float64)
+        try:
+            given = np.asarray(self._function(matrix))
+        except ValueError as problem:
+            raise BadModel(f"model {self.version} gave no scores: {problem}") from problem
+        if given.dtype.kind not in _NUMBERS:
+            raise BadModel(f"model {self.version} gave {given.dtype} for scores, not real numbers")
+        scores = given.astype(np.float64, copy=False)
         if scores.shape != (len(matrix),):
             raise BadModel(
                 f"model {self.version} gave scores of shape {scores.shape} for {len(matrix)} rows"

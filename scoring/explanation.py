@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from freshscore.config.errors import BadModel
 from freshscore.features.specification import Column, FeatureSpecification, duration_ms
 from freshscore.scoring.model import Model
 from freshscore.scoring.result import Result
@@ -101,7 +102,10 @@ def explained(
     """The explanation of `result`, the score of float64 `vector` (features,)."""
     expected, contributions, unexplained = None, None, None
     if isinstance(model, Model):
-        contributions, expected = contributions_of(model, specification, vector)
+        try:
+            contributions, expected = contributions_of(model, specification, vector)
+        except BadModel as problem:
+            unexplained = f"model {model.version} says no contributions of features: {problem}"
     else:
         unexplained = (
             f"model {model.version} is a callable: it says what the score is, not which feature"

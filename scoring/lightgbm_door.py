@@ -7,6 +7,7 @@ Rule: LightGBM's errors leave here as BadModel.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ from freshscore.features.memory import address_of
 _FLOAT64: Final = 1
 _NORMAL: Final = 0
 _RAW_SCORE: Final = 1
+# Told the lengths of trees, LightGBM reads them in threads, where the first fault ends the process;
+# without them it reads one after the other, and says the fault.
+_TREE_SIZES: Final = re.compile(r"^=*tree_sizes.*\n", re.MULTILINE)
 
 
 def train(
@@ -63,9 +67,12 @@ class LoadedBooster:
 
     def __init__(self, text: str, num_threads: int = 1) -> None:
         try:
-            self._booster = lightgbm.Booster(model_str=text)
+            self._booster = lightgbm.Booster(model_str=_TREE_SIZES.sub("", text))
         except LightGBMError as problem:
             raise BadModel(f"LightGBM cannot read the booster: {problem}") from problem
+        n_read, n_trees = self._booster.num_trees(), text.count("\nTree=")
+        if n_read != n_trees:
+            raise BadModel(f"LightGBM reads {n_read} of the booster's {n_trees} trees")
         self._num_threads = num_threads
         self.n_features = self._booster.num_feature()
 
@@ -81,7 +88,10 @@ class LoadedBooster:
     def _predict(self, matrix: NDArray[np.float64], **how: bool) -> NDArray[np.float64]:
         if len(matrix) == 0:
             return np.empty((0, self.n_features + 1) if how.get("pred_contrib") else 0)
-        result = self._booster.predict(matrix, num_threads=self._num_threads, **how)
+        try:
+            result = self._booster.predict(matrix, num_threads=self._num_threads, **how)
+        except LightGBMError as problem:
+            raise BadModel(f"LightGBM refuses: {problem}") from problem
         return np.asarray(result, np.float64)
 
     def fast_row(self, *, raw: bool = False) -> FastRow:
@@ -101,18 +111,17 @@ class FastRow:
         self._score = ctypes.c_double()
         self._length = ctypes.c_int64()
         self._prepared = ctypes.c_void_p()
-        _safe_call(
-            _LIB.LGBM_BoosterPredictForMatSingleRowFastInit(
-                booster._handle,
-                _RAW_SCORE if raw else _NORMAL,
-                0,
-                -1,
-                _FLOAT64,
-                len(self.features),
-                b"num_threads=1 verbosity=-1",
-                ctypes.byref(self._prepared),
-            )
+        code = _LIB.LGBM_BoosterPredictForMatSingleRowFastInit(
+            booster._handle,
+            _RAW_SCORE if raw else _NORMAL,
+            0,
+            -1,
+            _FLOAT64,
+            len(self.features),
+            b"num_threads=1 verbosity=-1",
+            ctypes.byref(self._prepared),
         )
+        _checked(code, "prepare its call for one row")
         self._arguments = (
             self._prepared,
             ctypes.c_void_p(address_of(self.features)),
@@ -123,10 +132,18 @@ class FastRow:
 
     def score(self) -> float:
         """The score of `features`."""
-        if self._call(*self._arguments):
-            raise BadModel("LightGBM failed to score a row")
+        code = self._call(*self._arguments)
+        if code:
+            _checked(code, "score a row")
         return self._score.value
 
     def __del__(self) -> None:
         if self._prepared.value:
             _LIB.LGBM_FastConfigFree(self._prepared)
+
+
+def _checked(code: int, to_do: str) -> None:
+    try:
+        _safe_call(code)
+    except LightGBMError as problem:
+        raise BadModel(f"LightGBM failed to {to_do}: {problem}") from problem

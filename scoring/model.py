@@ -7,6 +7,7 @@ cover is served by LightGBM's own calls, and says why (`not_walked`).
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from freshscore.config.errors import BadModel, DamagedModel, ModelMismatch
 from freshscore.features.packing import Cohort
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.transaction import LATEST_MS
 from freshscore.scoring import model_file
 from freshscore.scoring.booster_text import read_booster
 from freshscore.scoring.calibration import CalibrationTable
 from freshscore.scoring.forest import Forest
 from freshscore.scoring.forest_splits import NotWalked
 from freshscore.scoring.model_file import CohortThresholds, ModelContent, TrainingFacts
-from freshscore.scoring.objectives import Link, link_of
+from freshscore.scoring.objectives import Link, check_leaves, link_of
 
 if TYPE_CHECKING:
     from freshscore.scoring.lightgbm_door import FastRow, LoadedBooster
@@ -53,7 +55,14 @@ class Model:
         )
         self._columns = np.array(content.booster_columns, np.int64)
         booster = read_booster(content.booster)
+        if len(booster.feature_names) != len(self._columns):
+            raise BadModel(
+                f"the booster has {len(booster.feature_names)} features, but"
+                f" {len(self._columns)} places in the vector"
+            )
         self.link: Link = link_of(booster, content.custom_link)
+        check_leaves(booster, self.link)
+        self._is_linear = booster.linear
         self.forest: Forest | None = None
         self.not_walked: str | None = None
         try:
@@ -112,19 +121,27 @@ class Model:
         return np.array([(cohort.review, cohort.decline) for cohort in self.content.cohorts])
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores, float64 (n,), of a float64 matrix (n, features) in the specification's order."""
+        """Finite scores, float64 (n,), of a matrix (n, features) in the specification's order.
+
+        Raises BadModel where a score is no finite number (linear leaves make some of infinities).
+        """
         if self.forest is not None:
-            return self.forest.scores(matrix)
+            return self._finite(self.forest.scores(matrix))
         scores = self._loaded.scores(self._own(matrix))
         if self.content.custom_link is not None:
             # LightGBM gives raw scores for an objective that it does not know.
             scores = self.link.of(scores)
+        # Before calibration, which would make some score of a NaN.
+        scores = self._finite(scores)
         return scores if self.calibration is None else self.calibration.of(scores)
 
     def predict_one(self, features: NDArray[np.float64]) -> float:
-        """The score of one row (F,), by LightGBM's single-row call where the walk does not do."""
+        """The finite score of one row (F,), by LightGBM's single-row call if not walked.
+
+        Raises BadModel as `predict` does.
+        """
         if self.forest is not None:
-            return float(self.forest.scores(features.reshape(1, -1))[0])
+            return float(self.predict(features.reshape(1, -1))[0])
         fast: FastRow | None = getattr(self._of_thread, "fast", None)
         if fast is None:
             fast = self._of_thread.fast = self._loaded.fast_row()
@@ -132,12 +149,19 @@ class Model:
         score = fast.score()
         if self.content.custom_link is not None:
             score = float(self.link.of(np.array([score]))[0])
+        if not math.isfinite(score):
+            raise self._not_finite(1, 1)
         return (
             score if self.calibration is None else float(self.calibration.of(np.array([score]))[0])
         )
 
     def contributions(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each feature adds to the raw score, (n, features + 1), the expected value last."""
+        """What each feature adds to the raw score, (n, features + 1), the expected value last.
+
+        Raises BadModel for linear leaves, of which LightGBM cannot say it.
+        """
+        if self._is_linear:
+            raise BadModel("LightGBM has no contributions for trees with linear leaves")
         own = self._loaded.contributions(self._own(matrix))
         result = np.zeros((len(matrix), len(self.content.feature_names) + 1))
         result[:, self._columns] = own[:, :-1]
@@ -171,12 +195,28 @@ class Model:
         """The booster's own features, in its order."""
         return np.ascontiguousarray(matrix[:, self._columns])
 
+    def _finite(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        n_bad = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
+        if n_bad:
+            raise self._not_finite(n_bad, len(scores))
+        return scores
+
+    def _not_finite(self, n_bad: int, n: int) -> BadModel:
+        return BadModel(
+            f"model {self.version} gave {n_bad} scores of {n} that are no finite number"
+        )
+
     def _check_golden_rows(self) -> None:
         rows = golden_matrix(self.content)
-        expected = np.frombuffer(self.content.golden_scores, "<f8")
-        differ = np.count_nonzero(
-            self.predict(rows).view(np.uint64) != expected.astype(np.float64).view(np.uint64)
-        )
+        expected = np.frombuffer(self.content.golden_scores, "<f8").astype(np.float64)
+        if not len(rows) or len(rows) != len(expected):
+            raise BadModel(
+                f"a model has golden rows, each with its score, not {len(rows)} rows"
+                f" and {len(expected)} scores"
+            )
+        if not np.isfinite(expected).all():
+            raise BadModel("a golden row's score is no finite number")
+        differ = np.count_nonzero(self.predict(rows).view(np.uint64) != expected.view(np.uint64))
         if differ:
             raise ModelMismatch(
                 f"{differ} of {len(expected)} golden rows score otherwise on this host than where"
@@ -215,6 +255,10 @@ def _check(content: ModelContent) -> None:
     columns = content.booster_columns
     if not n or len(set(columns)) != len(columns) or not all(0 <= place < n for place in columns):
         raise BadModel(f"the booster's features do not have {len(columns)} places among {n}")
+    if not 0 <= content.made_at_ms <= LATEST_MS:
+        raise BadModel(f"made_at_ms is {content.made_at_ms}; it must be 0 to {LATEST_MS} (2100)")
+    if "\r" in content.booster:
+        raise BadModel("the booster's text has line ends other than LF")
     check_cohorts(content.cohorts)
 
 

@@ -35,7 +35,12 @@ class CohortThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainingFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model was made from: rows in time order, and how it did on those held back."""
+    """What a model was made from: rows in time order, and how it did on those held back.
+
+    rows, frauds: learned from; validation_rows: the later ones, which set calibration and
+    thresholds. first_ms, last_ms: of all of them, so that nothing after last_ms was seen. metrics:
+    on those held back. warnings: sentences on what training could not do as asked.
+    """
 
     rows: int | None = None
     frauds: int | None = None
@@ -43,6 +48,7 @@ class TrainingFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_ms: int | None = None
     validation_rows: int | None = None
     metrics: dict[str, float] = {}
+    warnings: tuple[str, ...] = ()
 
 
 class ModelContent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,10 +94,13 @@ def decoded(file: bytes) -> ModelContent:
     if _digest(file[:-_DIGEST_BYTES]) != file[-_DIGEST_BYTES:]:
         raise DamagedModel("the model's checksum does not match its bytes")
     payload = file[_HEAD_BYTES:-_DIGEST_BYTES]
-    found = msgspec.msgpack.decode(payload, type=_Format).format
-    if found != FORMAT:
-        raise ModelMismatch(f"the model has format {found}; this freshscore reads {FORMAT}")
-    return msgspec.msgpack.decode(payload, type=ModelContent)
+    try:
+        found = msgspec.msgpack.decode(payload, type=_Format).format
+        if found != FORMAT:
+            raise ModelMismatch(f"the model has format {found}; this freshscore reads {FORMAT}")
+        return msgspec.msgpack.decode(payload, type=ModelContent)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise DamagedModel(f"the model's content is not one: {problem}") from problem
 
 
 def content_hash(file: bytes) -> str:

@@ -6,8 +6,9 @@ compared with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from freshscore.config.errors import BadModel, ModelMismatch
 from freshscore.features.specification import FeatureSpecification
-from freshscore.scoring.booster_text import BoosterText, read_booster
+from freshscore.scoring.booster_text import BoosterText, read_booster, with_plain_ends
 from freshscore.scoring.calibration import CalibrationTable
 from freshscore.scoring.forest_splits import NotWalked, splits_of
 from freshscore.scoring.lightgbm_door import LoadedBooster
@@ -52,6 +53,7 @@ def import_booster(
     Raises BadModel for a kind that cannot be served, ModelMismatch with the names that the
     specification lacks.
     """
+    text = with_plain_ends(text)
     booster = read_booster(text)
     link_of(booster, custom_link)
     columns = _columns(booster, specification, names or {})
@@ -83,15 +85,15 @@ def read_codes(
 ) -> dict[str, dict[str, int]]:
     """Category field -> value -> code, as pandas numbered them when the booster was trained.
 
-    Raises BadModel where the booster's category lists cannot be told apart, or where a category
-    feature of the specification has none.
+    Raises BadModel where the booster's category lists cannot be told apart, or hold what a payment
+    would not say in the same text, or where a category feature of the specification has none.
     """
     fields = {
         place: column.feature.of
         for place, column in enumerate(specification.columns)
         if column.feature is not None and column.feature.function == "category"
     }
-    known = [columns[number] for number in booster.categorical_features]
+    known = booster.categorical_features
     lists = booster.pandas_categories
     if lists and len(lists) != len(known):
         raise BadModel(
@@ -99,9 +101,10 @@ def read_codes(
             " features; pass the codes of each field"
         )
     codes: dict[str, dict[str, int]] = {}
-    for place, values in zip(known, lists, strict=False):
-        field = fields.get(place)
+    for number, values in zip(known, lists, strict=False):
+        field = fields.get(columns[number])
         if field is not None:
+            _check_category(booster.feature_names[number], values)
             codes[field] = {str(value): code for code, value in enumerate(values)}
     without = sorted({field for field in fields.values() if field} - codes.keys())
     if without:
@@ -110,6 +113,19 @@ def read_codes(
             " pass the codes"
         )
     return codes
+
+
+def _check_category(name: str, values: Sequence[Any]) -> None:
+    # A payment says its categories as text: True may be "true" or "1" there, and 1.0 be "1".
+    kinds = {type(value) for value in values}
+    if kinds not in ({str}, {int}, set()):
+        found = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise BadModel(
+            f"column {name}: its pandas categories are {found}, of which nobody can say what text"
+            " they are in a payment; make them strings before training, or pass the codes"
+        )
+    if len(set(values)) != len(values):
+        raise BadModel(f"column {name}: two of its pandas categories are the same")
 
 
 def _columns(
@@ -140,6 +156,11 @@ def _with_golden_rows(
     scores = LoadedBooster(content.booster).scores(own)
     if content.custom_link is not None:
         scores = link_of(booster, content.custom_link).of(scores)
+    if not np.isfinite(scores).all():
+        raise BadModel(
+            f"the booster gives {np.count_nonzero(~np.isfinite(scores))} scores of {n} that are no"
+            " finite number, on values beside its own thresholds"
+        )
     if calibration is not None:
         scores = calibration.of(scores)
     return msgspec.structs.replace(
@@ -156,6 +177,7 @@ def golden_rows_of(
 
     The first are all missing, all zero and both infinities; of the others each feature is at one
     of its thresholds or categories, next to it on either side, or missing, in a fixed pattern.
+    Where leaves are linear, all lie within what was seen in training.
     """
     rows = np.zeros((n, n_features))
     for number, value in enumerate((np.nan, 0.0, np.inf, -np.inf)):
@@ -167,7 +189,24 @@ def golden_rows_of(
         values = np.concatenate([*beside, [np.nan]])
         steps = _ROW_STEP * np.arange(max(n - 4, 0)) + _FEATURE_STEP * place
         rows[4:, place] = values[steps % len(values)]
+    if booster.linear:
+        _clip_to_training(rows, booster, columns)
     return rows
+
+
+def _clip_to_training(
+    rows: NDArray[np.float64], booster: BoosterText, columns: Sequence[int]
+) -> None:
+    # Linear leaves make inf - inf of infinities, which is no score to compare hosts by; and the
+    # threshold that parts missing values from all numbers is the largest number there is.
+    for info, place in zip(booster.feature_infos, columns, strict=False):
+        span = re.fullmatch(r"\[([^:]+):([^:]+)\]", info)
+        if span:
+            try:
+                low, high = float(span[1]), float(span[2])
+            except ValueError:
+                raise BadModel(f"feature_infos has {info!r}, not a range of numbers") from None
+            np.clip(rows[:, place], low, high, out=rows[:, place])
 
 
 def _edges(

@@ -23,11 +23,6 @@ class Link(msgspec.Struct, frozen=True):
     kind: int
     scale: float = 1.0
 
-    @property
-    def is_probability(self) -> bool:
-        """Whether its values lie between 0 and 1."""
-        return self.kind == at.LINK_LOGISTIC
-
     def of(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores of raw scores under a custom link, float64 (n,), in the kernels' own bits."""
         if self.kind == at.LINK_IDENTITY:
@@ -59,8 +54,8 @@ _CUSTOM: Final = ("", "custom", "none")
 def link_of(booster: BoosterText, custom_link: str | None = None) -> Link:
     """The link of `booster`; `custom_link` names that of a custom objective.
 
-    Raises BadModel for several scores a row, an objective that is not served, and a custom one
-    without a link.
+    Raises BadModel for several scores a row, an objective that is not served, a custom one without
+    a link, and a link for any other.
     """
     name, *parameters = booster.objective or ("",)
     if booster.num_class > 1 or booster.num_tree_per_iteration > 1:
@@ -76,11 +71,31 @@ def link_of(booster: BoosterText, custom_link: str | None = None) -> Link:
                 f" {' or '.join(CUSTOM_LINKS)}, not {custom_link}"
             )
         return Link(CUSTOM_LINKS[custom_link])
+    if custom_link is not None:
+        raise BadModel(f"the booster has the objective {name}; it takes no link")
     if name not in _KINDS:
         raise BadModel(f"objective {name} is not served; {', '.join(_KINDS)} are")
+    values = _values(parameters)
     if "sqrt" in parameters:
         return Link(at.LINK_SIGNED_SQUARE)
-    return Link(_KINDS[name], _parameter(parameters, "sigmoid"))
+    return Link(_KINDS[name], values.get("sigmoid", 1.0))
+
+
+def check_leaves(booster: BoosterText, link: Link) -> None:
+    """Raise BadModel where leaves could add up to a score that is no finite number.
+
+    An exponential link alone may still overflow, to infinity, which is above every threshold.
+    """
+    trees = booster.trees
+    largest = np.maximum.reduceat(np.abs(trees.leaf_value), trees.leaf_start[:-1])
+    # Overflow is what is looked for, and the answer to it is the exception below.
+    with np.errstate(over="ignore"):
+        furthest = float(largest.sum())
+    limit = np.finfo(np.float64).max
+    if link.kind == at.LINK_SIGNED_SQUARE:
+        limit = np.sqrt(limit)
+    if not furthest <= limit:
+        raise BadModel(f"the booster's leaves add up to {furthest:g}; scores are finite numbers")
 
 
 def _logistic(scale: float, raw: float) -> float:
@@ -90,12 +105,15 @@ def _logistic(scale: float, raw: float) -> float:
         return 0.0
 
 
-def _parameter(parameters: list[str], name: str) -> float:
-    for parameter in parameters:
-        key, _, value = parameter.partition(":")
-        if key == name:
+def _values(parameters: list[str]) -> dict[str, float]:
+    """The numbers among an objective's parameters."""
+    values = {}
+    for key, colon, text in (parameter.partition(":") for parameter in parameters):
+        if colon:
             try:
-                return float(value)
+                values[key] = float(text)
             except ValueError:
-                raise BadModel(f"the objective's {name} is {value!r}, not a number") from None
-    return 1.0
+                values[key] = math.nan
+            if not math.isfinite(values[key]):
+                raise BadModel(f"the objective's {key} is {text!r}, not a finite number")
+    return values

@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from freshscore.config.errors import DamagedModel, NoModel, Unavailable
+from freshscore.config.errors import BadModel, DamagedModel, NoModel, Unavailable
 from freshscore.scoring import model_file
 from freshscore.scoring.model import Model
 
@@ -72,7 +72,10 @@ class Registry:
         return tuple(self._read())
 
     def champion(self) -> Model:
-        """The version last trained or imported; raises NoModel, DamagedModel, ModelMismatch."""
+        """The version last trained or imported.
+
+        Raises NoModel, DamagedModel, ModelMismatch, and BadModel for a kind that is not served.
+        """
         entries = self.entries()
         if not entries:
             raise self._no_model("no model has been trained or imported yet")
@@ -81,7 +84,7 @@ class Registry:
     def load(self, version: str) -> Model:
         """The model of a version, or of the beginning of it or of its hash, if only one has it.
 
-        Raises NoModel, DamagedModel, ModelMismatch.
+        Raises NoModel, DamagedModel, ModelMismatch, BadModel.
         """
         return self._load(self.entry(version))
 
@@ -143,8 +146,8 @@ class Registry:
             ) from None
         try:
             model = Model.load(file)
-        except DamagedModel as problem:
-            raise DamagedModel(f"{path.name}: {problem}") from problem
+        except (BadModel, DamagedModel) as problem:
+            raise type(problem)(f"{path.name}: {problem}") from problem
         if model_file.content_hash(file) != entry.model:
             raise DamagedModel(f"{path.name} is another model than the one that the history names")
         return model

@@ -7,7 +7,8 @@ Rule: the same matrix, labels, settings and seed give the same booster, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -50,7 +51,8 @@ def train_model(
     codes: those with which category features were made. cohort_of_row: (n,) number of each row's
     cohort in `cohorts`, len(cohorts) for none of them. time_ms: (n,) for the record.
     after_trees: told how many more trees there are.
-    Raises BadModel where head or tail has no row of either class.
+    Raises BadModel where head or tail has no row of either class. Warns, and keeps in
+    `facts.warnings`, where scores tie so that no threshold meets a rate.
     """
     n = len(labels)
     n_head = n - round(n * validation_share)
@@ -69,10 +71,15 @@ def train_model(
     calibration = fitted_table(scores, labels[tail])
     scores = calibration.of(scores)
     numbers = None if cohort_of_row is None else cohort_of_row[tail]
+    parts = _by_cohort(scores, len(cohorts), numbers)
+    thresholds = _thresholds(parts, cohorts, settings)
+    warnings = tuple(_unmet_rates(parts, thresholds, settings))
+    for sentence in warnings:
+        logging.getLogger("freshscore").warning("%s", sentence)
     return import_booster(
         text,
         specification,
-        cohorts=_thresholds(scores, cohorts, numbers, settings),
+        cohorts=thresholds,
         made_at_ms=made_at_ms,
         codes=codes or {},
         calibration=calibration,
@@ -80,9 +87,10 @@ def train_model(
             rows=n_head,
             frauds=int(np.count_nonzero(labels[head])),
             first_ms=None if time_ms is None else int(time_ms[0]),
-            last_ms=None if time_ms is None else int(time_ms[n_head - 1]),
+            last_ms=None if time_ms is None else int(time_ms[-1]),
             validation_rows=n - n_head,
             metrics=_metrics(scores, labels[tail]),
+            warnings=warnings,
         ),
         golden_rows=settings.golden_rows,
     )
@@ -128,26 +136,64 @@ def rate_threshold(scores: NDArray[np.float64], rate: float) -> float:
     return float(within[0]) if len(within) else float("inf")
 
 
-def _thresholds(
-    scores: NDArray[np.float64],
-    cohorts: Sequence[Cohort],
-    numbers: NDArray[np.integer] | None,
-    settings: ModelSettings,
-) -> list[CohortThresholds]:
-    def pair(own: NDArray[np.float64]) -> tuple[float, float]:
-        declined = rate_threshold(own, settings.decline_rate)
-        return rate_threshold(own, settings.decline_rate + settings.review_rate), declined
+def _by_cohort(
+    scores: NDArray[np.float64], n_cohorts: int, numbers: NDArray[np.integer] | None
+) -> list[NDArray[np.float64]]:
+    """The scores that each cohort's thresholds come from, and at last those of `all`."""
 
     def own_rows(number: int) -> NDArray[np.float64]:
         own = scores[:0] if numbers is None else scores[numbers == number]
         return own if len(own) >= _MIN_COHORT_ROWS else scores
 
     # `all` is for payments of no cohort, and has thresholds of its own where there are enough.
-    every = [
-        CohortThresholds(cohort.name, *pair(own_rows(number)), cohort.field, cohort.value)
-        for number, cohort in enumerate(cohorts)
+    return [own_rows(number) for number in range(n_cohorts + 1)]
+
+
+def _thresholds(
+    parts: Sequence[NDArray[np.float64]], cohorts: Sequence[Cohort], settings: ModelSettings
+) -> list[CohortThresholds]:
+    def pair(own: NDArray[np.float64]) -> tuple[float, float]:
+        declined = rate_threshold(own, settings.decline_rate)
+        return rate_threshold(own, settings.decline_rate + settings.review_rate), declined
+
+    *named, every = parts
+    return [
+        *(
+            CohortThresholds(cohort.name, *pair(own), cohort.field, cohort.value)
+            for cohort, own in zip(cohorts, named, strict=True)
+        ),
+        CohortThresholds(ALL, *pair(every)),
     ]
-    return [*every, CohortThresholds(ALL, *pair(own_rows(len(cohorts))))]
+
+
+def _unmet_rates(
+    parts: Sequence[NDArray[np.float64]],
+    thresholds: Sequence[CohortThresholds],
+    settings: ModelSettings,
+) -> Iterator[str]:
+    """A sentence for each cohort that scores tied at the top leave without a threshold.
+
+    The threshold stays infinite rather than at the tie: a rate is a limit, of the honest customers
+    that may be turned away and of the payments that people can look at, and declining four times
+    as many unasked does harm at once; so the team is told, and may ask for the rate of the tie.
+    """
+    allowed = {
+        "decline": ("model.decline_rate allows", settings.decline_rate),
+        "review": (
+            "model.decline_rate and model.review_rate together allow",
+            settings.decline_rate + settings.review_rate,
+        ),
+    }
+    for one, own in zip(thresholds, parts, strict=True):
+        top = float(np.mean(own == own.max()))
+        for decision, (names, rate) in allowed.items():
+            if rate > 0 and np.isinf(getattr(one, decision)):
+                yield (
+                    f"cohort {one.name}: no payment can reach the {decision} threshold: the highest"
+                    f" score is that of {top:.2%} of the {len(own):,} payments held back, and"
+                    f" {names} {rate:.2%}; raise the rate to take them all, or train on more"
+                    " payments, or on features that tell them apart"
+                )
 
 
 def _categorical(specification: FeatureSpecification) -> list[int]:

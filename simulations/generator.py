@@ -57,7 +57,8 @@ class Parameters:
 
     start_ms: midnight UTC of the first day, ms. radius: of the terminals that a customer uses, on
     a square of 100 x 100. attacks: bursts of card testing in all. large_merchant_share: of all
-    payments, 0 for no such merchant; it is never compromised.
+    payments, 0 for no such merchant; it is never compromised, and no burst is made there, so its
+    share of the others is larger.
     """
 
     customers: int = 5_000
@@ -97,12 +98,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that is drawn before the first payment. counts: (days, customers) payments."""
+    """All that is drawn before the first payment.
+
+    counts: (days, customers) payments. large_share: of payments that are in no burst, the large
+    merchant's.
+    """
 
     people: Population
     homes: Households
     counts: np.ndarray[tuple[int, int], np.dtype[np.uint8]]
     frauds: FraudPlan
+    large_share: float
     attacks: dict[int, list[Payments]]
     second_upto: Floats
     days: list[np.random.Generator]
@@ -148,15 +154,31 @@ def _plan(parameters: Parameters, rng: np.random.Generator) -> _Plan:
         # Times outside the day are dropped; so many payments fewer are drawn. A mean of at most 4
         # never reaches the limit of a byte.
         counts[day] = counts_rng.poisson(people.per_day * inside)
+    attacks = _attacks(parameters, homes, attacks_rng)
     return _Plan(
         people=people,
         homes=homes,
         counts=counts,
         frauds=fraud_plan(counts, parameters.terminals, frauds_rng),
-        attacks=_attacks(parameters, homes, attacks_rng),
+        large_share=_large_share(parameters, int(counts.sum(dtype=np.int64)), attacks),
+        attacks=attacks,
         second_upto=upto,
         days=rng.spawn(parameters.days),
     )
+
+
+def _large_share(
+    parameters: Parameters, ordinary: int, attacks: dict[int, list[Payments]]
+) -> float:
+    """The share of `ordinary` payments that makes the large merchant's one of all, bursts too."""
+    in_bursts = sum(len(attack) for day in attacks.values() for attack in day)
+    wanted = parameters.large_merchant_share * (ordinary + in_bursts)
+    if wanted > ordinary:
+        raise SettingsError(
+            f"large_merchant_share is {parameters.large_merchant_share} of {ordinary + in_bursts:,}"
+            f" payments, but only {ordinary:,} are in no burst, where the merchant can be paid"
+        )
+    return wanted / max(ordinary, 1)
 
 
 def _time_of_day() -> tuple[Floats, float]:
@@ -179,7 +201,7 @@ def _day(parameters: Parameters, plan: _Plan, day: int) -> Payments:
     amount_minor = _amounts(plan.people.mean_amount[card], rng)
     merchant = _merchants(card, plan.people, rng)
     if parameters.large_merchant_share:
-        large = large_rng.random(len(card)) < parameters.large_merchant_share
+        large = large_rng.random(len(card)) < plan.large_share
         merchant[large] = parameters.terminals
 
     scenario = np.where(amount_minor > LARGE_AMOUNT_MINOR, 1, 0).astype(np.int8)

@@ -5,6 +5,7 @@ LightGBM itself is the oracle: it trains, and it predicts from the same text.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +154,13 @@ def probes(rng: np.random.Generator, of: Trained, forest: Forest, rows: int) -> 
         changed = rng.random(rows) < 0.5
         matrix[changed, f] = rng.choice(values, np.count_nonzero(changed))
     return matrix
+
+
+def with_its_sizes(text: str) -> str:
+    """`text`, changed on purpose, with the lengths that its trees now have."""
+    _, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
+    sizes = " ".join(str(len(block) + len("\nTree=")) for block in blocks)
+    return re.sub(r"\ntree_sizes=.*", f"\ntree_sizes={sizes}", text, count=1)
 
 
 def same_bits(left: Matrix, right: Matrix) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from freshscore.config.errors import BadModel
 from freshscore.features.specification import FeatureSpecification
 from freshscore.scoring import lightgbm_door
 from freshscore.scoring.callable_model import CallableModel
@@ -176,3 +177,26 @@ def test_a_callable_model_says_that_it_has_no_contributions() -> None:
     assert explanation.contributions is None
     assert explanation.reasons == ()
     assert "theirs is a callable" in str(explanation.unexplained)
+
+
+def test_a_model_with_linear_leaves_says_that_it_has_no_contributions(
+    rng: np.random.Generator,
+) -> None:
+    matrix = rng.random((300, len(HANDBOOK.columns)))
+    text = lightgbm_door.train(
+        matrix,
+        matrix[:, 0] > 0.5,
+        feature_names=HANDBOOK.feature_names,
+        parameters={"objective": "binary", "num_leaves": 4, "linear_tree": True},
+        num_trees=3,
+    )
+    cohorts = [CohortThresholds("all", 0.5, 0.9)]
+    model = import_booster(text, HANDBOOK, cohorts=cohorts, made_at_ms=0, golden_rows=8)
+    settings = {"store.specification": "handbook", "store.arena_bytes": 1 << 24}
+    with Scorer.open(settings=settings, model=model) as scorer:
+        explanation = scorer.explain(payment(1))
+        assert explanation.score == scorer.score(payment(1)).score
+    assert explanation.contributions is None
+    assert "linear leaves" in str(explanation.unexplained)
+    with pytest.raises(BadModel, match="linear"):
+        LoadedBooster(text).contributions(matrix)

@@ -87,6 +87,21 @@ def test_refusals_are_typed(rng: np.random.Generator) -> None:
         )
 
 
+def test_every_refusal_of_lightgbm_is_typed(rng: np.random.Generator) -> None:
+    matrix = rng.normal(size=(300, 3))
+    settings = {**_QUIET, "objective": "binary", "linear_tree": True}
+    one = fitted(matrix, matrix[:, 0] > 0, [], settings, 2)
+    loaded = LoadedBooster(one.text)
+    with pytest.raises(BadModel, match="linear trees"):
+        loaded.contributions(matrix)
+    with pytest.raises(BadModel, match="number of features"):
+        loaded.scores(matrix[:, :2])
+    # Behind an empty line LightGBM looks for no more trees.
+    cut = one.text.replace("\nleaf_weight=", "\n\nleaf_weight=", 1)
+    with pytest.raises(BadModel, match="LightGBM"):
+        LoadedBooster(cut)
+
+
 def test_scoring_with_a_forest_does_not_import_lightgbm() -> None:
     """Its import costs 0.7 s, which an embedded scorer does not have to pay."""
     code = "import sys, freshscore.scoring.model; sys.exit('lightgbm' in sys.modules)"

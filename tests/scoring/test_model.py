@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import msgspec
@@ -20,7 +22,7 @@ from freshscore.scoring.model import Model, golden_matrix
 from freshscore.scoring.model_file import CohortThresholds
 from freshscore.scoring.model_making import import_booster
 from freshscore.scoring.training import rate_threshold, train_model
-from tests.scoring.random_boosters import Matrix, fitted, same_bits
+from tests.scoring.random_boosters import Matrix, fitted, same_bits, with_its_sizes
 
 _QUIET = {"verbosity": -1, "num_threads": 1, "objective": "binary"}
 _ALL = (CohortThresholds("all", 0.3, 0.6),)
@@ -106,10 +108,25 @@ def test_contradicting_parts_are_damage(model: Model) -> None:
         {"golden_rows": model.content.golden_rows[:-8]},
         {"calibration": ((0.0, 1.0), (1.0, 0.0))},
         {"golden_scores": b"1234567"},
+        {"golden_rows": b"", "golden_scores": b""},
+        {"golden_scores": np.full(256, np.nan).tobytes()},
+        {"booster_columns": (0, 1)},
+        {"booster_columns": (0, 1, 3)},
+        {"made_at_ms": 10**18},
+        {"made_at_ms": -1},
+        {"custom_link": "logistic"},
+        {"booster": model.content.booster.replace("\n", "\r\n")},
     ):
         content = msgspec.structs.replace(model.content, **changes)
-        with pytest.raises(DamagedModel):
+        with pytest.raises((DamagedModel, BadModel)):
             Model.load(model_file.encoded(content))
+
+
+def test_a_right_checksum_over_other_content_is_damage(model: Model) -> None:
+    payload = msgspec.msgpack.encode({"format": model_file.FORMAT, "booster": 3})
+    head = model_file.MAGIC + len(payload).to_bytes(8, "little") + payload
+    with pytest.raises(DamagedModel, match="content"):
+        Model.load(head + model_file._digest(head))
 
 
 def test_a_host_with_other_bits_refuses(model: Model) -> None:
@@ -202,6 +219,49 @@ def test_category_codes_are_those_of_pandas(rng: np.random.Generator) -> None:
     assert same_bits(imported.predict(matrix), np.asarray(booster.predict(frame))).all()
 
 
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ([False, True], "column country: its pandas categories are bool"),
+        ([0.5, 1.0], "column country: its pandas categories are float"),
+        ([1, "1", 2, "2"], "column country: its pandas categories are int and str"),
+        (["DE", None], "column country: its pandas categories are NoneType and str"),
+        (["DE", "DE"], "column country: two of its pandas categories are the same"),
+        ([1, 2], None),
+    ],
+)
+def test_categories_that_are_not_one_kind_of_text_are_refused(
+    categories: list[Any], said: str | None, rng: np.random.Generator
+) -> None:
+    """A frame says them in some text of its own, so codes by another text would be wrong scores."""
+    matrix, labels = _rows(rng)
+    matrix[:, 0] = rng.integers(0, len(categories), len(matrix))
+    text = fitted(matrix, labels, [0], _QUIET, 5).text
+    text = text.replace("Column_0 Column_1 Column_2", "country a b", 1)
+    text = re.sub(r"\npandas_categorical:.*", "", text)
+    text += f"\npandas_categorical:{json.dumps([categories])}\n"
+    if said is None:
+        imported = import_booster(text, _with_country("a", "b"), cohorts=_ALL, made_at_ms=0)
+        assert imported.codes == {"country": {"1": 0, "2": 1}}
+        return
+    with pytest.raises(BadModel, match=said):
+        import_booster(text, _with_country("a", "b"), cohorts=_ALL, made_at_ms=0)
+
+
+def test_a_text_with_crlf_is_the_same_model(rng: np.random.Generator) -> None:
+    matrix, labels = _rows(rng)
+    text = fitted(matrix, labels, [], _QUIET, 5).text.replace(
+        "Column_0 Column_1 Column_2", "a b c", 1
+    )
+    specification = _specification("a", "b", "c")
+    one, other = (
+        import_booster(own, specification, cohorts=_ALL, made_at_ms=0)
+        for own in (text, text.replace("\n", "\r\n"))
+    )
+    assert other.file == one.file
+    assert other.contributions(matrix).shape == (len(matrix), 4)
+
+
 def test_codes_that_nobody_knows_are_asked_for(rng: np.random.Generator) -> None:
     matrix, labels = _rows(rng)
     matrix[:, 0] = rng.integers(0, 3, len(matrix))
@@ -237,6 +297,40 @@ def test_linear_trees_are_served_by_lightgbm(rng: np.random.Generator) -> None:
     assert same_bits(imported.predict(matrix[:, ::-1]), expected).all()
     single = [imported.predict_one(row[::-1]) for row in matrix[:50]]
     assert single == expected[:50].tolist()
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_no_score_that_is_no_number_is_served(calibrated: bool, rng: np.random.Generator) -> None:
+    """Linear leaves make inf - inf of infinite features: a NaN is below every threshold."""
+    matrix = rng.normal(size=(600, 3))
+    labels = matrix[:, 0] - matrix[:, 1] + 0.1 * rng.normal(size=600) > 0
+    one = fitted(matrix, labels, [], {**_QUIET, "linear_tree": True, "num_leaves": 8}, 9)
+    table = CalibrationTable(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    imported = import_booster(
+        one.text.replace("Column_0 Column_1 Column_2", "a b c", 1),
+        _specification("a", "b", "c"),
+        cohorts=_ALL,
+        made_at_ms=0,
+        calibration=table if calibrated else None,
+    )
+    extreme = rng.choice([np.inf, -np.inf, 0.0], (200, 3))
+    bad = extreme[np.isnan(np.asarray(one.booster.predict(extreme)))]
+    assert len(bad)
+    with pytest.raises(BadModel, match="no finite number"):
+        imported.predict(np.concatenate([matrix, bad]))
+    with pytest.raises(BadModel, match="no finite number"):
+        imported.predict_one(bad[0])
+    assert np.isfinite(imported.predict(matrix)).all()
+
+
+def test_a_booster_whose_golden_scores_are_no_numbers_is_refused(rng: np.random.Generator) -> None:
+    matrix, _ = _rows(rng)
+    rates = np.exp(rng.normal(size=len(matrix)))
+    one = fitted(matrix, rates, [], {**_QUIET, "objective": "poisson"}, 3)
+    text = re.sub(r"leaf_value=(\S+)", "leaf_value=800", one.text)
+    text = with_its_sizes(text.replace("Column_0 Column_1 Column_2", "a b c", 1))
+    with pytest.raises(BadModel, match="no finite number"):
+        import_booster(text, _specification("a", "b", "c"), cohorts=_ALL, made_at_ms=0)
 
 
 def test_a_custom_objective_scores_by_the_named_link(rng: np.random.Generator) -> None:
@@ -355,6 +449,48 @@ def test_training_without_both_classes_is_refused(rng: np.random.Generator) -> N
         )
 
 
+def test_a_rate_that_ties_leave_unmet_is_said(
+    rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One split leaves two scores: the higher is that of more payments than may be declined."""
+    matrix = rng.random((5_000, 3)).round(1)
+    labels = (matrix[:, 0] > 0.8) & (rng.random(5_000) < 0.5)
+    settings = ModelSettings(num_trees=1, num_leaves=2, decline_rate=0.005, review_rate=0.5)
+    model = train_model(
+        matrix,
+        labels,
+        specification=_specification("a", "b", "c"),
+        settings=settings,
+        made_at_ms=0,
+    )
+    (review, decline) = model.cohort_thresholds[0]
+    assert np.isfinite(review)
+    assert np.isinf(decline)
+    scores = model.predict(matrix[4_000:])
+    (said,) = model.facts.warnings
+    tied = np.mean(scores == scores.max())
+    assert f"the highest score is that of {tied:.2%} of the 1,000 payments held back" in said
+    assert "model.decline_rate allows 0.50%" in said
+    assert said in caplog.text
+    assert Model.load(model.file).facts.warnings == model.facts.warnings
+
+
+def test_rates_that_are_met_or_not_asked_for_warn_of_nothing(
+    model: Model, rng: np.random.Generator
+) -> None:
+    matrix, labels = _rows(rng, 2_000)
+    settings = ModelSettings(num_trees=20, decline_rate=0.0, review_rate=0.05)
+    none = train_model(
+        matrix,
+        labels,
+        specification=_specification("a", "b", "c"),
+        settings=settings,
+        made_at_ms=0,
+    )
+    assert np.isinf(none.cohort_thresholds[0, 1])
+    assert none.facts.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("scores", "rate", "threshold"),
     [
@@ -381,8 +517,20 @@ def test_a_callable_is_a_model() -> None:
     assert model.forest is None
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 1)), np.zeros(3), np.array([0.5, np.nan])])
-def test_a_callable_that_gives_no_scores_is_refused(bad: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, 1)),
+        np.zeros(3),
+        np.array([0.5, np.nan]),
+        ["0.5", "high"],
+        np.array(["0.5", "0.25"], object),
+        np.array([0.5 + 1j, 0.25]),
+        [[0.5], [0.5, 0.25]],
+        None,
+    ],
+)
+def test_a_callable_that_gives_no_scores_is_refused(bad: Any) -> None:
     model = CallableModel(lambda matrix: bad, "bad-1", _ALL)
     with pytest.raises(BadModel, match="bad-1"):
         model.predict(np.ones((2, 3)))

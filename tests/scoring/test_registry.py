@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from freshscore.config.errors import DamagedModel, NoModel, Unavailable
+from freshscore.config.errors import BadModel, DamagedModel, NoModel, Unavailable
+from freshscore.scoring import model_file
 from freshscore.scoring import registry as module
 from freshscore.scoring.registry import HISTORY, Entry, Registry
 from tests.scoring.small_models import small_model
@@ -115,6 +116,15 @@ def test_another_good_model_in_an_artefacts_place_is_refused(
     with pytest.raises(DamagedModel, match="with other bytes"):
         filled.add(small_model(2), "again", 0)
     assert filled.load(small_model(1).version).file == small_model(1).file
+
+
+def test_an_artefact_of_a_kind_that_is_not_served_is_named(filled: Registry, folder: Path) -> None:
+    """A right checksum, but a link over the booster's own."""
+    path = folder / f"{small_model(2).version}.model"
+    content = msgspec.structs.replace(small_model(2).content, custom_link="logistic")
+    _replace(path, model_file.encoded(content))
+    with pytest.raises(BadModel, match=rf"{path.name}.*takes no link"):
+        filled.champion()
 
 
 def test_an_artefact_that_is_gone_is_said_to_be(filled: Registry, folder: Path) -> None:

@@ -238,6 +238,6 @@ def test_a_trained_model_knows_what_it_was_made_from(frame: pd.DataFrame) -> Non
     assert facts.rows is not None
     assert facts.validation_rows == len(rows) - facts.rows
     assert facts.frauds == rows.labels[: facts.rows].sum()
-    assert (facts.first_ms, facts.last_ms) == (rows.time_ms[0], rows.time_ms[facts.rows - 1])
+    assert (facts.first_ms, facts.last_ms) == (rows.time_ms[0], rows.time_ms[-1])
     assert facts.metrics["auc_roc"] > 0.7
     model.check_fits(HANDBOOK)

@@ -280,13 +280,16 @@ def test_the_seed_decides() -> None:
 
 
 def test_options_leave_alone_what_they_do_not_concern() -> None:
-    every = small()
+    # Of bursts the large merchant has none, so its share of the others depends on them.
+    every = small(large_merchant_share=0.0)
     ordinary = every[every.fraud_scenario != 4].reset_index(drop=True)
     ids = ["transaction_id"]
-    without_attacks = small(attacks=0)
     pd.testing.assert_frame_equal(
-        ordinary.drop(columns=ids), without_attacks.drop(columns=ids), check_dtype=True
+        ordinary.drop(columns=ids),
+        small(attacks=0, large_merchant_share=0.0).drop(columns=ids),
+        check_dtype=True,
     )
+    without_attacks = small(attacks=0)
     without_devices = small(attacks=0, devices=False)
     pd.testing.assert_frame_equal(
         without_attacks.drop(columns=["device", "ip", "email"]), without_devices
@@ -330,12 +333,19 @@ def test_attacks_share_one_thing_over_many_cards() -> None:
     assert not outside.ip.isin(tests.ip).any()
 
 
-def test_one_merchant_can_have_a_twentieth_of_all_payments() -> None:
-    frame = small(customers=600, attacks=0)
+@pytest.mark.parametrize("attacks", [0, 30])
+def test_one_merchant_can_have_a_twentieth_of_all_payments(attacks: int) -> None:
+    """Bursts counted, of which it has none."""
+    frame = small(customers=600, attacks=attacks, attack=BurstShape())
     large = frame.merchant == "m-00000400"
     assert abs(large.mean() - 0.05) < 4 * math.sqrt(0.05 * 0.95 / len(frame))
     assert not (frame.fraud_scenario[large] == 2).any()
     assert frame.card[large].nunique() > 400
+
+
+def test_a_share_that_bursts_leave_no_room_for_is_refused() -> None:
+    with pytest.raises(SettingsError, match="in no burst"):
+        small(customers=20, attacks=30, attack=BurstShape(), large_merchant_share=0.9)
 
 
 def test_cards_have_their_own_devices_and_email_and_changing_ips() -> None:
