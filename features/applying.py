@@ -675,6 +675,11 @@ def apply_events(
     return n * _OUTCOMES + outcome + _OUTCOMES // 2
 
 
+def answer_of(row: int, outcome: int) -> int:
+    """What `apply_events` or `apply_facts` answers that stopped at `row`."""
+    return row * _OUTCOMES + outcome + _OUTCOMES // 2
+
+
 def stopped(answer: int) -> tuple[int, int]:
     """Where `apply_events` or `apply_facts` stopped, and the last outcome."""
     row, outcome = divmod(answer, _OUTCOMES)

@@ -22,6 +22,7 @@ from freshscore.features.applying import (
     CONFLICT,
     REPEATED,
     UNKNOWN,
+    answer_of,
     apply_events,
     apply_facts,
     stopped,
@@ -47,6 +48,8 @@ OUTCOMES: Final = {
     BEYOND_REACH: "beyond reach",
     UNKNOWN: "unknown",
 }
+# What applying one event answers, if it was applied.
+_OF_ONE: Final = {answer_of(1, code): name for code, name in OUTCOMES.items()}
 # The first size of tables that double; small, since a process may have many small stores.
 _FIRST_SLOTS: Final = 1024
 # Hash tables are kept at most so full: longer probes cost more than memory.
@@ -90,7 +93,7 @@ class MemoryStore:
         self.address = address_of(self.head)
         self._numbers = np.zeros((n + 1) // 2 + 1, np.int64)
         self._numbers_at = address_of(self._numbers)
-        # Of single events and facts, whose outcome is answered and counted by who applies them.
+        # Of events that were observed one by one.
         self._counts = np.zeros(len(OUTCOMES), np.int64)
         self._counts_at = address_of(self._counts)
         self._apply_events = entry_point(apply_events, 7)
@@ -109,15 +112,14 @@ class MemoryStore:
         Raises StoreFull at a limit, with no state changed.
         """
         at = id(row) + BYTES_AT
-        answer = self._apply_events(self.address, at, 0, 0, 1, self._counts_at, self._numbers_at)
         while True:
-            done, outcome = stopped(answer)
-            if done:
-                return OUTCOMES[outcome]
-            self._grow(outcome)
             answer = self._apply_events(
                 self.address, at, 0, 0, 1, self._counts_at, self._numbers_at
             )
+            outcome = _OF_ONE.get(answer)
+            if outcome is not None:
+                return outcome
+            self._grow(stopped(answer)[1])
 
     def label(
         self, row: bytes, fact: int, value: bool, known_at_ms: int, sender_ms: int, looked_up: bool
@@ -128,6 +130,7 @@ class MemoryStore:
         Raises StoreFull at a limit, with no state changed.
         """
         words = np.array([fact, int(value), known_at_ms, sender_ms, int(looked_up)], np.int64)
+        counts = np.zeros(len(OUTCOMES), np.int64)
         at = id(row) + BYTES_AT
         while True:
             done, outcome = stopped(
@@ -138,7 +141,7 @@ class MemoryStore:
                     address_of(words),
                     0,
                     1,
-                    self._counts_at,
+                    address_of(counts),
                     self._numbers_at,
                 )
             )
@@ -240,6 +243,11 @@ class MemoryStore:
             self._set_hash(e)
         self._payments = self._payment_slots(_slots_for(n_payments))
         self._set_payments()
+
+    @property
+    def observed(self) -> dict[str, int]:
+        """Events that were observed one by one: outcome -> how many."""
+        return _counted(self._counts)
 
     @property
     def newest_ms(self) -> int:

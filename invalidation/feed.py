@@ -43,8 +43,8 @@ class Acceptance:
 class Feed:
     """Applies events and facts to the states of one store.
 
-    begin: called once, before the first of them. counts: outcome -> events or facts: accepted,
-    repeated, conflict, beyond reach, late, early; "fact accepted" and the like for facts.
+    begin: called once, before the first of them. Outcomes: accepted, repeated, conflict, beyond
+    reach, late, early; "fact accepted" and the like for facts.
     """
 
     def __init__(
@@ -62,9 +62,17 @@ class Feed:
         self._clock = clock or SystemClock()
         # The clock as it was read last: what is before it needs no reading.
         self._now_ms = 0
-        self.counts: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         # Adding to a count is a reading and a writing, between which another thread may come.
         self._counting = threading.Lock()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcome -> events or facts."""
+        counts = self._store.observed
+        for outcome, count in self._counts.items():
+            counts[outcome] = counts.get(outcome, 0) + count
+        return counts
 
     def observe(self, row: bytes, event_ms: int, arrival_ms: int | None) -> str:
         """Apply the event in `row`; "accepted", "repeated", "conflict" or "beyond reach".
@@ -75,10 +83,7 @@ class Feed:
             self._start()
         if arrival_ms is not None or event_ms > self._now_ms:
             self._check_arrival(event_ms, event_ms if arrival_ms is None else arrival_ms)
-        outcome = self._store.observe(row)
-        with self._counting:
-            self.counts[outcome] = self.counts.get(outcome, 0) + 1
-        return outcome
+        return self._store.observe(row)
 
     def _start(self) -> None:
         with self._counting:
@@ -149,7 +154,7 @@ class Feed:
         # Tables bring pyarrow, which who scores one payment at a time need not wait for.
         from freshscore.features.table_rows import rows_of
 
-        before = dict(self.counts)
+        before = self.counts
         rows = rows_of(table, self._packer)
         if self._begin is not None:
             self._start()
@@ -229,4 +234,4 @@ class Feed:
     def _count(self, outcome: str, count: int = 1) -> None:
         if count:
             with self._counting:
-                self.counts[outcome] = self.counts.get(outcome, 0) + count
+                self._counts[outcome] = self._counts.get(outcome, 0) + count

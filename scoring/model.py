@@ -145,7 +145,8 @@ class Model:
         fast: FastRow | None = getattr(self._of_thread, "fast", None)
         if fast is None:
             fast = self._of_thread.fast = self._loaded.fast_row()
-        features.take(self._columns, out=fast.features)
+        # Without `mode`, numpy would fill a buffer and copy that.
+        features.take(self._columns, out=fast.features, mode="clip")
         score = fast.score()
         if self.content.custom_link is not None:
             score = float(self.link.of(np.array([score]))[0])
