@@ -48,8 +48,6 @@ OUTCOMES: Final = {
     BEYOND_REACH: "beyond reach",
     UNKNOWN: "unknown",
 }
-# What applying one event answers, if it was applied.
-_OF_ONE: Final = {answer_of(1, code): name for code, name in OUTCOMES.items()}
 # The first size of tables that double; small, since a process may have many small stores.
 _FIRST_SLOTS: Final = 1024
 # Hash tables are kept at most so full: longer probes cost more than memory.
@@ -93,6 +91,8 @@ class MemoryStore:
         self.address = address_of(self.head)
         self._numbers = np.zeros((n + 1) // 2 + 1, np.int64)
         self._numbers_at = address_of(self._numbers)
+        # What applying one event answers, if it was applied.
+        self._of_one = {answer_of(1, code): name for code, name in OUTCOMES.items()}
         # Of events that were observed one by one.
         self._counts = np.zeros(len(OUTCOMES), np.int64)
         self._counts_at = address_of(self._counts)
@@ -116,7 +116,7 @@ class MemoryStore:
             answer = self._apply_events(
                 self.address, at, 0, 0, 1, self._counts_at, self._numbers_at
             )
-            outcome = _OF_ONE.get(answer)
+            outcome = self._of_one.get(answer)
             if outcome is not None:
                 return outcome
             self._grow(stopped(answer)[1])

@@ -42,6 +42,14 @@ def loaded_settings_of(arguments: argparse.Namespace) -> LoadedSettings:
     )
 
 
+def seed(text: str) -> int:
+    """A seed: 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no seed; it must be 0 or more")
+    return value
+
+
 def setting(text: str) -> tuple[str, Any]:
     """`KEY=VALUE` as (key, value); VALUE is read as TOML, and as plain text where it is none."""
     key, equals, value = text.partition("=")

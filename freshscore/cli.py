@@ -114,7 +114,7 @@ def _no_command(words: Sequence[str]) -> int:
     if "--help" in words or "-h" in words:
         print(_help(group if leading and group else COMMANDS))
         return DONE
-    if not words or group:
+    if not words or (group and len(leading) == 1):
         print(_help(group or COMMANDS), file=sys.stderr)
         return BAD_INPUT
     name = " ".join(leading[:2]) or words[0]

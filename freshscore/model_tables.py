@@ -86,9 +86,10 @@ def _shown(model: Model, why: str) -> list[tuple[str, Any]]:
         ("scored", walked if model.not_walked is None else f"{walked}: {model.not_walked}"),
         ("payments trained on", facts.rows),
         ("of them the label is true", facts.frauds),
-        ("first of them (UTC)", instant_text(facts.first_ms)),
-        ("last of them (UTC)", instant_text(facts.last_ms)),
         ("later payments held back", facts.validation_rows),
+        ("first of all these (UTC)", instant_text(facts.first_ms)),
+        ("last of all these (UTC)", instant_text(facts.last_ms)),
+        *(("warning", sentence) for sentence in facts.warnings),
         *((f"on those: {name}", value) for name, value in facts.metrics.items()),
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -214,5 +215,9 @@ def _said(scope: TrainingScope) -> str:
         "before": scope.before_ms,
         "labels known by": scope.known_by_ms,
     }
-    said = [f"{name} {limit} ms" for name, limit in limits.items() if limit is not None]
+    said = [
+        f"{name} {datetime.fromtimestamp(limit / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+        for name, limit in limits.items()
+        if limit is not None
+    ]
     return ", ".join(said) or "the file has none"

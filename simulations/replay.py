@@ -151,9 +151,9 @@ class _Player:
 
     def load_history(self) -> dict[str, int]:
         """Apply what was played before the stream; outcome -> how many."""
-        loaded = self.feed.load(self._stream.history_table())
-        self.feed.counts.clear()
-        return loaded
+        # By a feed of its own, so that what is played is counted alone.
+        history = Feed(self.store, self.packer, self.acceptance)
+        return history.load(self._stream.history_table())
 
     def play(self, first: int, last: int) -> None:
         """Play touches [first, last), and record the answers."""

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freshscore.arguments import settings_of
+from freshscore.arguments import seed, settings_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_FOLDER,
         help=f"folder for payments, model and report (default: {_FOLDER})",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=1, help="of everything simulated")
+    parser.add_argument("--seed", metavar="N", type=seed, default=1, help="of everything simulated")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freshscore.arguments import settings_of
+from freshscore.arguments import seed, settings_of
 from freshscore.config.errors import SettingsError
 from freshscore.destinations import table_file
 
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=date(2018, 4, 1),
         help="first day (default: 2018-04-01)",
     )
-    _add_number(parser, "seed", 1, "the same seed gives the same payments")
+    parser.add_argument(
+        "--seed", metavar="N", type=seed, default=1, help="the same seed gives the same payments"
+    )
     parser.add_argument("--devices", action="store_true", help="add device, ip and email")
     _add_number(parser, "attacks", 0, "bursts of card testing")
     parser.add_argument(
@@ -140,8 +142,6 @@ def _parameters(arguments: argparse.Namespace) -> Parameters:
 
     if arguments.columns == "handbook" and arguments.devices:
         raise SettingsError("--devices: the Handbook's columns have no device, ip or email")
-    if arguments.seed < 0:
-        raise SettingsError(f"--seed is {arguments.seed}; it must be 0 or more")
     start = datetime.combine(arguments.start, datetime.min.time(), UTC)
     return Parameters(
         customers=arguments.customers,

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from freshscore.arguments import seed
 from freshscore.config.errors import SettingsError
 from freshscore.payment_files import (
     add_data_argument,
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         metavar="N",
-        type=int,
+        type=seed,
         nargs="+",
         help="without --data: seeds of generated payments (default: 1 2 3 4 5)",
     )

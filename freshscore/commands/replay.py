@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from freshscore.arguments import seed
 from freshscore.config.errors import BadFile, SettingsError
 from freshscore.payment_files import (
     add_data_argument,
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recompute features independently: of a sample in plain Python (default;"
         " replay.oracle_share), of all answers with the vectorised oracle, or of none",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=1, help="of what is simulated")
+    parser.add_argument("--seed", metavar="N", type=seed, default=1, help="of what is simulated")
     parser.add_argument(
         "--report",
         metavar="FILE",
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore import replaying
     from freshscore.config.clock import SystemClock
     from freshscore.output import write_json, writing
+    from freshscore.simulations.incumbents import incumbent_decisions
     from freshscore.simulations.outcome_tables import figures_of
     from freshscore.simulations.shapes import preset
     from freshscore.simulations.streaming import stream_of
@@ -104,6 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
     specification = replaying.specification_of(settings)
     keep = [] if arguments.incumbent is None else [arguments.incumbent]
     table = read_file(arguments.data, specification, arguments.columns, settings, keep)
+    if arguments.incumbent is not None:
+        # Before the work: a column without decisions is refused.
+        incumbent_decisions(table.kept[arguments.incumbent], arguments.incumbent)
     table = _until(table, arguments.before_ms)
     start_ms = _start_ms(table) if arguments.start_ms is None else arguments.start_ms
     stream_rng, replay_rng = np.random.default_rng(arguments.seed).spawn(2)

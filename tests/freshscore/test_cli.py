@@ -280,3 +280,26 @@ def test_a_setting_of_endless_brackets_is_refused(capsys: pytest.CaptureFixture[
     words = ["settings", "show", "--settings", "store.skew_s=" + "[" * 100_000]
     assert cli.main(words) == 2
     assert "store.skew_s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--seed", "-1"],
+        ["replay", "--seed", "-1"],
+        ["generate", "--seed", "-1"],
+        ["models", "evaluate", "--seeds", "1", "-3"],
+    ],
+)
+def test_a_seed_below_zero_is_a_wrong_use(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "is no seed; it must be 0 or more" in capsys.readouterr().err
+
+
+def test_an_unknown_command_of_a_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "wat"]) == 2
+    assert "no command 'models wat'" in capsys.readouterr().err

@@ -104,7 +104,6 @@ def test_no_payments_at_all_are_a_file_too(tmp_path: Path) -> None:
     ("words", "problem"),
     [
         (["--columns", "handbook", "--devices"], "--devices"),
-        (["--seed", "-1"], "--seed is -1"),
         (["--customers", "0"], "customers is 0"),
         (["--large-merchant-share", "2"], "large_merchant_share is 2"),
         (["--start", "1970-01-01"], "1990 to 2100"),

@@ -197,7 +197,7 @@ def test_cohorts_are_numbered_by_the_first_that_holds() -> None:
     [
         (TrainingScope(label="late"), [], BadSpecification, "no fact 'late' to train on"),
         (TrainingScope(first_ms=CUT_MS), [], BadFile, "none of them to train on: from"),
-        (TrainingScope(before_ms=START_MS), [], BadFile, f"before {START_MS} ms"),
+        (TrainingScope(before_ms=START_MS), [], BadFile, "before 2018-04-01 00:00 UTC"),
         (TrainingScope(known_by_ms=START_MS), [], BadFile, "labels known by"),
         (TrainingScope(), [Cohort("x", "country", "BE")], BadSpecification, "field 'country'"),
     ],
