@@ -43,6 +43,7 @@ UNKNOWN: Final = 4
 # What must be made larger before it can be applied; entity e's table is FULL_ENTITIES - e.
 FULL_PAYMENTS: Final = -1
 FULL_ARENA: Final = -2
+CLOSED: Final = -3
 FULL_ENTITIES: Final = -10
 
 # Entities whose old records are dropped with each event applied, so that idle ones shrink too.
@@ -663,6 +664,8 @@ def apply_events(
 
     Stops where something is full. Both where it stopped and the last outcome: see `stopped`.
     """
+    if i64(store + t.SEALED) != 0:
+        return first * _OUTCOMES + CLOSED + _OUTCOMES // 2
     outcome = ACCEPTED
     for i in range(first, n):
         ask_for_tables(store, rows + row_bytes * min(i + 3 * _AHEAD, n - 1))
@@ -701,6 +704,8 @@ def apply_facts(
 
     Answers as `apply_events` does.
     """
+    if i64(store + t.SEALED) != 0:
+        return first * _OUTCOMES + CLOSED + _OUTCOMES // 2
     outcome = ACCEPTED
     for i in range(first, n):
         fact = facts + 40 * i

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from freshscore.config.decoding import as_type
 from freshscore.config.errors import BadFile
 from freshscore.features.specification import FeatureSpecification, has_location
 
@@ -91,7 +92,7 @@ class ColumnMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_toml(text: str, source: str = "column map") -> ColumnMap:
         """The map in TOML `text`; raises BadFile, naming `source`."""
         try:
-            return msgspec.toml.decode(text, type=ColumnMap)
+            return as_type(msgspec.toml.decode, text, ColumnMap)
         except (msgspec.MsgspecError, ValueError, RecursionError) as problem:
             raise BadFile(f"{source}: {problem}") from problem
 

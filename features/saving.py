@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from freshscore.config.decoding import as_type
 from freshscore.config.errors import BadFile, BadSpecification, StoreFull, WrongSecret
 from freshscore.features import saving_kernels as k
 from freshscore.features import tables
@@ -161,7 +162,7 @@ def _opened(
 ) -> MemoryStore:
     """The store in the file, once every section was right."""
     try:
-        meta = msgspec.json.decode(reader.next(META), type=_Meta)
+        meta = as_type(msgspec.json.decode, reader.next(META), _Meta)
     except msgspec.MsgspecError as problem:
         raise reader.damaged(f"its description: {problem}") from problem
     _check_fits(meta, program, keys, reader.name)

@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from freshscore.config.decoding import as_type
 from freshscore.config.errors import BadSpecification
 from freshscore.features.money import is_currency_code
 from freshscore.features.transaction import KINDS, MAX_STRING_BYTES
@@ -233,7 +234,7 @@ class FeatureSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     def from_toml(text: str, source: str = "specification") -> FeatureSpecification:
         """The specification in TOML `text`; raises BadSpecification, naming `source`."""
         try:
-            return msgspec.toml.decode(text, type=FeatureSpecification)
+            return as_type(msgspec.toml.decode, text, FeatureSpecification)
         except BadSpecification as problem:
             raise BadSpecification(f"{source}: {problem}") from None
         except (msgspec.MsgspecError, ValueError) as problem:

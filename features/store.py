@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from freshscore.config.errors import SettingsError, StoreFull
+from freshscore.config.errors import Closed, SettingsError, StoreFull
 from freshscore.features import applying, arena, tables
 from freshscore.features.applying import (
     ACCEPTED,
@@ -236,6 +236,10 @@ class MemoryStore:
         version = self._rows[e][at : at + 2].tobytes()
         return int.from_bytes(version, "little")
 
+    def seal(self) -> None:
+        """Apply nothing more: events and facts raise Closed from now on, in every thread."""
+        self._set(tables.SEALED, 1)
+
     def reserve(self, n_entities: Sequence[int], n_payments: int) -> None:
         """Make the tables of an empty store large enough for so many entities and payments."""
         for e, n in enumerate(n_entities):
@@ -262,6 +266,12 @@ class MemoryStore:
         """
         since = self._word(tables.COMPLETE_SINCE)
         return None if since == tables.UNKNOWN else since
+
+    @property
+    def reaches_to_ms(self) -> int:
+        """Events before this are beyond reach, ms."""
+        held_ms = self._word(tables.HELD) + self._word(tables.HORIZON)
+        return self._word(tables.NEWEST) - held_ms
 
     def declare_complete(self, first_ms: int, last_ms: int) -> None:
         """Say that all events from `first_ms` to `last_ms` were offered; a gap after it counts."""
@@ -386,6 +396,8 @@ class MemoryStore:
                 f"the arena is full: store.arena_bytes is {self.limits.arena_bytes},"
                 f" {self.memory['segments']} bytes hold live records"
             )
+        if outcome == applying.CLOSED:
+            raise Closed("the store is closed: what it holds is being saved")
         if outcome == applying.FULL_PAYMENTS:
             self._grow_payments()
         else:

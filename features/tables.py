@@ -43,6 +43,8 @@ RECORD_BYTES_LIVE: Final = 136
 # Since when all events that happened were offered to this store; UNKNOWN before the first.
 COMPLETE_SINCE: Final = 144
 UNKNOWN: Final = 2**62
+# Whether nothing more is applied: what is being saved must not change.
+SEALED: Final = 152
 
 ENTITY: Final = 32 * 8
 ENTITY_HEAD: Final = 24 * 8

@@ -38,7 +38,7 @@ def check_destinations(arguments: argparse.Namespace) -> None:
 def table_file(text: str) -> Path:
     """An option that names a table to write."""
     path = Path(text)
-    if path.suffix not in (".parquet", ".csv"):
+    if path.suffix.lower() not in (".parquet", ".csv"):
         raise argparse.ArgumentTypeError(f"{path.name} must end in .parquet or .csv")
     return path
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,7 +31,8 @@ STATE_FILE: Final = "state"
 class EmbeddedState:
     """A store and what decides on its events; `folder` is where it is kept, or None.
 
-    secret: that its keys are of; it goes into the folder with the first change.
+    secret: that its keys are of; it goes into the folder with the first change. opened_from: what
+    told the saved file from any other before it was read.
     """
 
     def __init__(
@@ -38,13 +41,15 @@ class EmbeddedState:
         acceptance: Acceptance,
         folder: Path | None = None,
         secret: Secret | None = None,
+        opened_from: tuple[int, int] | None = None,
     ) -> None:
         self.store = store
         self.acceptance = acceptance
         self.folder = folder
         self._secret = secret
-        self._opened_from = self._saved()
-        self._lock: int | None = None
+        self._opened_from = opened_from
+        # Gives the folder back, at the latest when the state is forgotten.
+        self._release: Callable[[], object] | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -63,13 +68,14 @@ class EmbeddedState:
             horizon_ms=1000 * own.horizon_s,
             arena_bytes=own.arena_bytes,
         )
+        opened_from = _saved(own.path)
         path = None if own.path is None else own.path / STATE_FILE
         if path is not None and path.exists():
             store = open_store(path, program, keys, limits)
         else:
             store = MemoryStore(program, keys, limits)
         acceptance = Acceptance(1000 * own.horizon_s, 1000 * own.skew_s)
-        return cls(store, acceptance, own.path, secret)
+        return cls(store, acceptance, own.path, secret, opened_from)
 
     def begin_writing(self) -> None:
         """Before the first change: make the folder this state's alone.
@@ -77,13 +83,16 @@ class EmbeddedState:
         Raises StoreInUse if another writes there, or has saved since this state was opened;
         SettingsError where the folder cannot be made.
         """
-        if self.folder is None or self._secret is None or self._lock is not None:
+        if self.folder is None or self._secret is None or self._release is not None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder, os.O_RDONLY)
         except OSError as problem:
             raise SettingsError(f"store.path {self.folder}: {problem.strerror}") from problem
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            os.close(lock)
+            raise SettingsError(f"store.path {self.folder} cannot be written, so nothing is kept")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._check_unchanged()
@@ -97,7 +106,7 @@ class EmbeddedState:
         except BaseException:
             os.close(lock)
             raise
-        self._lock = lock
+        self._release = weakref.finalize(self, os.close, lock)
         if made is not None:
             logging.getLogger("freshscore").warning(
                 "made an identifier secret at %s; keep it, the store cannot be read without it",
@@ -105,34 +114,38 @@ class EmbeddedState:
             )
 
     def close(self) -> None:
-        """Save what was observed, if there is a folder for it, and leave the folder to others."""
-        if self.folder is None or self._lock is None:
+        """Save what was observed, if there is a folder for it, and leave the folder to others.
+
+        From then on nothing is applied, in any thread. Raises StoreInUse if another has saved there
+        meanwhile, and BadFile where the file cannot be written: then closing again tries again.
+        """
+        self.store.seal()
+        if self.folder is None or self._release is None:
             return
-        try:
-            self._check_unchanged()
-            save_store(self.store, self.folder / STATE_FILE)
-        finally:
-            self.abandon()
+        self._check_unchanged()
+        save_store(self.store, self.folder / STATE_FILE)
+        self.abandon()
 
     def abandon(self) -> None:
         """Leave the folder to others without saving."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _saved(self) -> tuple[int, int] | None:
-        """What tells one saved file from another; None without one."""
-        if self.folder is None:
-            return None
-        try:
-            found = (self.folder / STATE_FILE).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def _check_unchanged(self) -> None:
-        if self._saved() != self._opened_from:
+        if _saved(self.folder) != self._opened_from:
             raise StoreInUse(
-                f"the store in {self.folder} was saved by another since it was opened here;"
-                " open it again"
+                f"the store in {self.folder} was saved or removed by another since it was opened"
+                " here; open it again"
             )
+
+
+def _saved(folder: Path | None) -> tuple[int, int] | None:
+    """What tells one saved file from another; None without one."""
+    if folder is None:
+        return None
+    try:
+        found = (folder / STATE_FILE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

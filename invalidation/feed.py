@@ -149,7 +149,8 @@ class Feed:
     def load(self, table: PaymentTable) -> dict[str, int]:
         """Apply all payments of a table in arrival order, then its facts; outcome -> how many.
 
-        The table is taken to be all that happened between its first and its last payment.
+        The table is taken to be all that happened between its first and its last payment, of those
+        that are accepted.
         """
         # Tables bring pyarrow, which who scores one payment at a time need not wait for.
         from freshscore.features.table_rows import rows_of
@@ -164,8 +165,9 @@ class Feed:
         self._count("late", int(late.sum()))
         self._count("early", int(early.sum()))
         kept = rows if not (late | early).any() else np.ascontiguousarray(rows[~(late | early)])
-        if len(table):
-            self._store.declare_complete(int(table.time_ms.min()), int(table.time_ms.max()))
+        offered = table.time_ms[~(late | early) & (table.time_ms >= self._store.reaches_to_ms)]
+        if len(offered):
+            self._store.declare_complete(int(offered.min()), int(offered.max()))
         for outcome, count in self._store.observe_all(kept).items():
             self._count(outcome, count)
         self._load_facts(table, rows)

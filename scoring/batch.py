@@ -43,12 +43,12 @@ class Scored:
 
 
 def score_table(
-    serving: Serving, table: PaymentTable, as_of_ms: int, flights: Flights, ends_s: float
+    serving: Serving, table: PaymentTable, as_of_ms: int, flights: Flights, wait_s: float
 ) -> Scored:
     """Score every payment of `table` at `as_of_ms` (0: as `Scorer.score` chooses).
 
-    A model that is not walked is called once for all rows that need it; ends_s: until when to wait
-    for what other threads compute.
+    A model that is not walked is called once for all rows that need it; wait_s: how long to wait,
+    after that, for what other threads compute.
     """
     rows = rows_of(table, serving.packer)
     outs = np.zeros((len(rows), serving.out_bytes), np.uint8)
@@ -62,7 +62,7 @@ def score_table(
         out_at += out_bytes
     needing = np.flatnonzero(scored.statuses == c.NEEDS_MODEL)
     while len(needing):
-        needing = _call_model(serving, rows, scored, needing, flights, ends_s)
+        needing = _call_model(serving, rows, scored, needing, flights, wait_s)
     for i in np.flatnonzero(scored.statuses == c.TO_BE_PROBED).tolist():
         check_probe(serving, outs[i].tobytes())
         scored.statuses[i] = c.SERVED
@@ -75,7 +75,7 @@ def _call_model(
     scored: Scored,
     needing: NDArray[np.int64],
     flights: Flights,
-    ends_s: float,
+    wait_s: float,
 ) -> NDArray[np.int64]:
     """Call the model once for the keys that nobody computes; the rows that still need it then."""
     outs, statuses = scored.outs, scored.statuses
@@ -100,6 +100,7 @@ def _call_model(
     finally:
         for key, flight in boarded.items():
             flights.land(key, flight)
+    ends_s = flights.ends_s(wait_s)
     for i, key in others.items():
         try:
             flights.wait(key, ends_s)

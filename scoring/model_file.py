@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from freshscore.config.decoding import as_type
 from freshscore.config.errors import DamagedModel, ModelMismatch
 
 MAGIC: Final = b"freshscore model"
@@ -95,10 +96,10 @@ def decoded(file: bytes) -> ModelContent:
         raise DamagedModel("the model's checksum does not match its bytes")
     payload = file[_HEAD_BYTES:-_DIGEST_BYTES]
     try:
-        found = msgspec.msgpack.decode(payload, type=_Format).format
+        found = as_type(msgspec.msgpack.decode, payload, _Format).format
         if found != FORMAT:
             raise ModelMismatch(f"the model has format {found}; this freshscore reads {FORMAT}")
-        return msgspec.msgpack.decode(payload, type=ModelContent)
+        return as_type(msgspec.msgpack.decode, payload, ModelContent)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise DamagedModel(f"the model's content is not one: {problem}") from problem
 

@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from freshscore.config.decoding import as_type
 from freshscore.config.errors import BadModel, DamagedModel, NoModel, Unavailable
 from freshscore.scoring import model_file
 from freshscore.scoring.model import Model
@@ -188,7 +189,7 @@ def _is_named(version: str, beginning: str) -> bool:
 
 def _decoded(line: bytes, number: int) -> Entry:
     try:
-        entry = msgspec.json.decode(line, type=Entry)
+        entry = as_type(msgspec.json.decode, line, Entry)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise _damaged(number, "is no entry, or was cut") from None
     if msgspec.json.encode(entry.sealed()) != line:

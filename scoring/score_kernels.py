@@ -316,7 +316,8 @@ def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
         put_u64(out + c.OUT_VERSIONS + 16 * e, low)
         put_u64(out + c.OUT_VERSIONS + 16 * e + 8, high)
     put_i64(out + c.OUT_DEGRADED, degraded)
-    if looks_from - i64(store + t.HELD) >= complete_since:
+    held = i64(store + t.HELD)
+    if held == 0 or looks_from - held >= complete_since:
         complete_since = 0
     put_i64(out + c.OUT_COMPLETE_SINCE, complete_since)
 

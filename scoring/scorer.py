@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
     from freshscore.scoring.explanation import Explanation
 
-# One call in so many is timed.
 # One call in 16 is timed, at distances of 1 to 31 that no period of traffic fits (a multiplicative
 # sequence modulo the prime 65537: Lehmer 1951).
 _MULTIPLIER: Final = 75
@@ -239,8 +238,8 @@ class Scorer:
                 " freshscore score --data scores a file"
             )
         table = read_payments(rows, self._store.program.specification)
-        ends_s = self._flights.ends_s(self._settings.cache.inflight_wait_s)
-        scored = score_table(serving, table, at_ms, self._flights, ends_s)
+        wait_s = self._settings.cache.inflight_wait_s
+        scored = score_table(serving, table, at_ms, self._flights, wait_s)
         return as_frame(serving, table, scored, rows.index)
 
     def explain(
@@ -274,11 +273,13 @@ class Scorer:
     def close(self) -> None:
         """Save what was observed if the settings name a folder; closing twice is the same as once.
 
-        Raises StoreInUse if another has saved there meanwhile: nothing of theirs is overwritten.
+        Raises StoreInUse if another has saved there meanwhile: nothing of theirs is overwritten;
+        and BadFile where the file cannot be written: then closing again tries again.
         """
         if self._serving is not None:
             self._refusal = Closed("the scorer is closed")
             self._serving = None
+        if not isinstance(self._refusal, ForkedScorer):
             self._state.close()
 
     def __enter__(self) -> Self:

@@ -104,7 +104,8 @@ def _complete_since(explanation: Explanation) -> str | None:
     if explanation.complete_since is None:
         return None
     since = instant_text(explanation.complete_since)
-    return f"{since}; reaching further back: {', '.join(explanation.incomplete) or 'last events'}"
+    found = ", ".join(explanation.incomplete) or "what is looked for before its time"
+    return f"{since}; reaching further back: {found}"
 
 
 def _row(one: Contribution) -> tuple[object, ...]:

@@ -213,6 +213,7 @@ def _columns(table: PaymentTable, results: list[Result]) -> pa.Table:
         "valid_until": pa.int64(),
         "model_version": pa.string(),
         "degraded": pa.string(),
+        "complete_since": pa.int64(),
         "error": pa.string(),
     }
     answers = [_cells(one) for one in results]
@@ -241,6 +242,7 @@ def _cells(result: Result) -> dict[str, Any]:
         "valid_until": result.valid_until,
         "model_version": result.model_version,
         "degraded": ", ".join(result.degraded) or None,
+        "complete_since": result.complete_since,
     }
 
 

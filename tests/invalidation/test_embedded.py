@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from freshscore.config.errors import BadFact, EventRefused, NoModel, StoreInUse
+from freshscore.config.errors import BadFact, BadFile, Closed, EventRefused, NoModel, StoreInUse
 from freshscore.config.secret import load_secret
+from freshscore.features.reading import read_payments
+from freshscore.features.saving import open_store
+from freshscore.features.specification import FeatureSpecification
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.scorer import Scorer
 
@@ -67,7 +75,7 @@ def test_what_another_saved_meanwhile_is_never_overwritten(tmp_path: Path) -> No
     late = opened(tmp_path)
     with opened(tmp_path) as other:
         other.observe(pay(2))
-    with pytest.raises(StoreInUse, match="saved by another since"):
+    with pytest.raises(StoreInUse, match="by another since"):
         late.observe(pay(3))
     late.close()
     assert n_payments(tmp_path) == 2
@@ -125,3 +133,101 @@ def test_a_fact_of_no_known_entity_is_refused_and_not_lost(tmp_path: Path) -> No
         # Before any event, a fact is known from its event's time on.
         scorer.label("t1", fraud=True, entities={"card": "c", "merchant": "m"}, time=NOON_MS)
         assert scorer.stats()["feed"] == {"fact accepted": 1}
+
+
+def test_closing_while_others_observe_loses_nothing_that_was_taken(tmp_path: Path) -> None:
+    """What was applied before the close is saved; what comes later raises, in whatever thread."""
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        scorer = opened(folder)
+        taken = [0] * 4
+
+        def observe(thread: int, scorer: Scorer = scorer, taken: list[int] = taken) -> None:
+            number = 0
+            with contextlib.suppress(Closed):
+                while True:
+                    scorer.observe(pay(1_000_000 * thread + number, NOON_MS + number))
+                    taken[thread] += 1
+                    number += 1
+
+        threads = [threading.Thread(target=observe, args=(thread,)) for thread in range(4)]
+        for one in threads:
+            one.start()
+        while sum(taken) < 200:
+            pass
+        scorer.close()
+        for one in threads:
+            one.join()
+        assert n_payments(folder) == sum(taken)
+
+
+def test_a_save_that_fails_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = opened(tmp_path)
+    scorer.observe(pay(1))
+    with monkeypatch.context() as broken:
+
+        def full(*_: object) -> None:
+            raise BadFile("cannot write state: no space left on device")
+
+        broken.setattr("freshscore.invalidation.embedded.save_store", full)
+        with pytest.raises(BadFile):
+            scorer.close()
+    with pytest.raises(Closed):
+        scorer.observe(pay(2))
+    scorer.close()
+    assert n_payments(tmp_path) == 1
+
+
+def test_who_forgets_to_close_does_not_keep_the_folder(tmp_path: Path) -> None:
+    scorer = opened(tmp_path)
+    scorer.observe(pay(1))
+    del scorer
+    gc.collect()
+    with opened(tmp_path) as other:
+        other.observe(pay(2))
+    assert n_payments(tmp_path) == 1
+
+
+def test_what_was_saved_between_reading_and_the_first_event_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as scorer:
+        scorer.observe(pay(1))
+    read = open_store
+
+    def slow(*arguments: Any) -> Any:
+        store = read(*arguments)
+        monkeypatch.setattr("freshscore.invalidation.embedded.open_store", read)
+        with opened(tmp_path) as other:
+            other.observe(pay(2))
+        return store
+
+    monkeypatch.setattr("freshscore.invalidation.embedded.open_store", slow)
+    late = opened(tmp_path)
+    with pytest.raises(StoreInUse):
+        late.observe(pay(3))
+    assert n_payments(tmp_path) == 2
+
+
+@pytest.mark.parametrize("late_rows", [True, False])
+def test_rows_that_are_refused_complete_nothing(tmp_path: Path, late_rows: bool) -> None:
+    day_ms = 86_400_000
+    payments = pd.DataFrame(
+        {
+            "transaction_id": ["old", "new"],
+            "time_ms": [NOON_MS - 20 * day_ms, NOON_MS],
+            "arrival_ms": [NOON_MS if late_rows else NOON_MS - 20 * day_ms, NOON_MS],
+            "amount_minor": 100,
+            "currency": "EUR",
+            "card": "c",
+            "merchant": "m",
+        }
+    )
+    with opened(tmp_path) as scorer:
+        scorer.observe(pay(1, NOON_MS - 1_000))
+        table = read_payments(payments, FeatureSpecification.shipped("handbook"))
+        scorer._feed.load(table)
+        since_ms = scorer.stats()["store"]["complete_since_ms"]
+    assert since_ms == (NOON_MS - 1_000 if late_rows else NOON_MS - 20 * day_ms)

@@ -126,3 +126,14 @@ def test_an_entity_over_its_limit_says_since_when_it_holds_all(specification: st
         assert full.degraded == ("too many events",)
         assert full.complete_since == START_MS + 1
         assert scorer.score(pay(98, START_MS + HOUR_MS, "other")).complete_since is None
+
+
+def test_without_windows_nothing_is_incomplete(tmp_path: Path) -> None:
+    path = tmp_path / "plain.toml"
+    path.write_text(
+        'name = "plain"\ncurrency = "EUR"\nfeatures = [{ name = "a", function = "amount" }]'
+    )
+    with opened(str(path)) as scorer:
+        assert scorer.score(pay(1, START_MS)).complete_since is None
+        assert scorer.explain(pay(1, START_MS)).incomplete == ()
+        assert scorer.stats()["incomplete"] == 0
