@@ -212,9 +212,10 @@ def rehash_payments(store: int, old: int, n_old: int) -> int:
 def replace_payments(store: int, old: int, table: int, slots: int, limit: int) -> bool:
     """Move what is within reach from the table at `old` to the empty one at `table`, and use that.
 
-    One step for all threads; False, with nothing done, if another thread has replaced it before.
+    One step for all threads; False, with nothing done, if another thread has replaced it before,
+    or the store is sealed.
     """
-    if i64(store + PAYMENTS) != old:
+    if i64(store + PAYMENTS) != old or i64(store + SEALED) != 0:
         return False
     n_old = i64(store + PAYMENT_MASK) + 1
     put_i64(store + PAYMENTS, table)
