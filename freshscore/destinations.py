@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from freshscore.config.errors import BadFile, SettingsError
+from freshscore.config.secret import FILE_NAME as SECRET_FILE
 
 _OUTPUTS = ("json", "out", "report")
+# As invalidation/embedded.py has it, which brings numba: the command line starts without.
+STATE_FILE = "state"
 # Names of what ships, or paths of files.
 _NAMES_OR_FILES = ("columns", "spec")
 
@@ -49,6 +52,9 @@ def _inputs(given: dict[str, Any]) -> Iterator[tuple[str, Path]]:
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, Path) and name not in _OUTPUTS:
                 yield option, one
+                if name == "store":
+                    yield "the saved store", one / STATE_FILE
+                    yield "the store's secret", one / SECRET_FILE
             elif name in _NAMES_OR_FILES and str(one).endswith(".toml"):
                 yield option, Path(one)
 

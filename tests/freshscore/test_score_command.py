@@ -116,6 +116,8 @@ def test_backfill_of_a_bad_file_makes_no_store(tmp_path: Path) -> None:
         ("backfill", "--data", "other.csv", "payments.csv", "--json", "payments.csv"),
         ("models", "import", "payments.csv", "--json", "payments.csv"),
         ("models", "evaluate", "--data", "payments.csv", "--json", "payments.csv"),
+        ("backfill", "--data", "payments.csv", "--store", "sub", "--json", "sub/state"),
+        ("backfill", "--data", "payments.csv", "--store", "sub", "--json", "sub/../sub/secret"),
     ],
 )
 def test_no_command_writes_over_what_it_reads(
