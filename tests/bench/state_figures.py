@@ -96,11 +96,22 @@ def _answers(scorers: dict[int, Scorer], seed: int) -> dict[int, dict[str, float
                 if turn == 2:
                     for card in cards:
                         scorer.label(f"p2-{card}", fraud=True)
-                for payment in asked:
-                    started = time.perf_counter_ns()
-                    result = scorer.score(payment)
-                    took = time.perf_counter_ns() - started
-                    elapsed[n].setdefault(result.source or "", []).append(took)
+                _time_by_source(scorer, asked, elapsed[n])
+    return _medians(elapsed)
+
+
+def _time_by_source(
+    scorer: Scorer, asked: list[Transaction], elapsed: dict[str, list[int]]
+) -> None:
+    """Score each payment, and note what it took under the source of its answer, ns."""
+    for payment in asked:
+        started = time.perf_counter_ns()
+        result = scorer.score(payment)
+        elapsed.setdefault(result.source or "", []).append(time.perf_counter_ns() - started)
+
+
+def _medians(elapsed: dict[int, dict[str, list[int]]]) -> dict[int, dict[str, float]]:
+    """Microseconds by size and source."""
     return {
         n: {source: p50_us(np.array(found)) for source, found in by_source.items()}
         for n, by_source in elapsed.items()
@@ -168,12 +179,5 @@ def _hot_answers(scorers: dict[int, Scorer], seed: int) -> dict[int, dict[str, f
             for again in (False, True):
                 if again:
                     scorer.label(f"p{n - 1 - turn}", fraud=True)
-                for payment in asked:
-                    started = time.perf_counter_ns()
-                    result = scorer.score(payment)
-                    took = time.perf_counter_ns() - started
-                    elapsed[n].setdefault(result.source or "", []).append(took)
-    return {
-        n: {source: p50_us(np.array(found)) for source, found in by_source.items()}
-        for n, by_source in elapsed.items()
-    }
+                _time_by_source(scorer, asked, elapsed[n])
+    return _medians(elapsed)
