@@ -186,6 +186,3 @@ def served_sentence(result: Result) -> str:
     if result.source == "computed":
         return f"computed, for {why}" if result.cause == "new" else f"computed anew: {why}"
     return f"{_SERVED[result.source]} ({why})"
-
-
-__all__ = ["Contribution", "Explanation", "contributions_of", "explained", "served_sentence"]
