@@ -26,6 +26,8 @@ _PREFIX, _DELIMITER = "FRESHSCORE_", "__"
 _FILE_VARIABLE = "FRESHSCORE_CONFIG"
 _FILE_IN_FOLDER = Path("freshscore.toml")
 DEFAULT_ORIGIN = "default"
+# Values that hold a password, or may.
+_SECRET = ("kafka.password", "redis.password", "redis.url")
 _MOST_SHOWN = 200  # characters of a value in a message: more is a file put in the wrong place
 
 
@@ -226,7 +228,8 @@ def _sentences(problem: ValidationError, origins: Mapping[str, str]) -> str:
             continue
         key = ".".join(str(part) for part in error["loc"])
         origin = origins.get(key, DEFAULT_ORIGIN)
-        said.append(f"{key} = {_shown(error['input'])} ({origin}): {limit}")
+        value = "..." if key in _SECRET else _shown(error["input"])
+        said.append(f"{key} = {value} ({origin}): {limit}")
     return "; ".join(said)
 
 

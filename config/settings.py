@@ -9,12 +9,21 @@ Building `Settings` directly reads nothing from outside.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=249)]
 
 # The widest record that a specification may have (design: at most 48 bytes for `payments`), and
 # twice of it, for a segment is copied into a larger one while both exist.
@@ -34,9 +43,10 @@ class _Group(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: Any) -> Any:
+    def _truth_values_where_they_are_meant(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic reads True as 1, which would make `max_events = true` a limit of one event.
-        if isinstance(value, bool):
+        is_meant = cls.model_fields[info.field_name or ""].annotation is bool
+        if isinstance(value, bool) and not is_meant:
             raise ValueError("a truth value is no value of this setting")
         return value
 
@@ -44,6 +54,7 @@ class _Group(BaseModel):
 class StoreSettings(_Group):
     """What is kept of entities and payments, for how long, and where."""
 
+    backend: Literal["memory", "redis"] = "memory"
     specification: str = Field(default="payments", min_length=1, max_length=_MOST_PATH_BYTES)
     path: Path | None = None
     horizon_s: int = Field(default=86_400, ge=0, le=_YEAR_S)
@@ -100,6 +111,66 @@ class ReplaySettings(_Group):
     oracle_share: Share = 0.001
 
 
+class KafkaSettings(_Group):
+    """The log that events, facts and decisions flow through."""
+
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1, max_length=4_096)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str | None = None
+    password: SecretStr | None = None
+    transactions_topic: TopicName = "transactions"
+    labels_topic: TopicName = "labels"
+    decisions_topic: TopicName = "decisions"
+    dead_letters_topic: TopicName = "dead-letters"
+    historical: bool = False
+    partitions: int = Field(default=8, ge=1, le=4_096)
+    replication: int = Field(default=1, ge=1, le=16)
+    retention_days: int = Field(default=60, ge=1, le=3_660)
+    group: str = Field(default="freshscore", min_length=1, max_length=255)
+    produce: bool = True
+    columns: str | None = Field(default=None, min_length=1, max_length=_MOST_PATH_BYTES)
+    decode: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", max_length=512)
+    max_message_bytes: int = Field(default=65_536, ge=256, le=8 * _KIB**2)
+    max_poll_records: int = Field(default=5_000, ge=1, le=100_000)
+    fetch_wait_ms: int = Field(default=10, ge=0, le=10_000)
+    commit_every_s: float = Field(default=0.5, gt=0.0, le=60.0)
+    session_s: float = Field(default=10.0, ge=0.5, le=600.0)
+    request_timeout_s: float = Field(default=30.0, ge=1.0, le=600.0)
+    clock_error_ms: int = Field(default=5_000, ge=0, le=3_600_000)
+    max_unsent_decisions: int = Field(default=100_000, ge=1, le=10_000_000)
+
+
+class RedisSettings(_Group):
+    """Where states are kept, so that many processes share them."""
+
+    url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^rediss?://", max_length=4_096)
+    password: SecretStr | None = None
+    cluster: bool = False
+    namespace: str = Field(default="fs", pattern=r"^[A-Za-z0-9_.-]+$", max_length=32)
+    timeout_ms: int = Field(default=1_000, ge=1, le=60_000)
+    max_connections: int = Field(default=64, ge=1, le=4_096)
+    idle_margin_days: int = Field(default=2, ge=1, le=366)
+    lease_s: float = Field(default=5.0, ge=0.05, le=600.0)
+    heartbeat_s: float = Field(default=1.0, ge=0.01, le=60.0)
+    stream_max_bytes: int = Field(default=64 * _KIB**2, ge=4 * _KIB, le=_MOST_BYTES)
+    compact_records: int = Field(default=64, ge=2, le=32_768)
+    max_pending_events: int = Field(default=100_000, ge=1, le=10_000_000)
+    pending_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
+    label_index_days: int = Field(default=120, ge=0, le=3_660)
+    score_copies: int = Field(default=4, ge=1, le=64)
+    score_ttl_s: int = Field(default=3_600, ge=1, le=_YEAR_S)
+
+    @field_validator("url")
+    @classmethod
+    def _url_without_password(cls, value: str) -> str:
+        if ":" in value.partition("://")[2].rpartition("@")[0]:
+            raise ValueError("holds a password, which belongs into FRESHSCORE_REDIS__PASSWORD")
+        return value
+
+
 class InputSettings(_Group):
     """The limits of what is taken in."""
 
@@ -124,6 +195,8 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     model: ModelSettings = ModelSettings()
     replay: ReplaySettings = ReplaySettings()
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
 
@@ -148,7 +221,13 @@ class Settings(BaseSettings):
 
 
 def _relations(settings: Settings) -> list[tuple[bool, str]]:
-    store, model = settings.store, settings.model
+    store, model, redis, kafka = settings.store, settings.model, settings.redis, settings.kafka
+    topics = (
+        kafka.transactions_topic,
+        kafka.labels_topic,
+        kafka.decisions_topic,
+        kafka.dead_letters_topic,
+    )
     arena_needed = _BYTES_OF_A_GROWING_EVENT * store.max_events_per_entity
     return [
         (
@@ -160,6 +239,15 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             store.arena_bytes >= arena_needed,
             f"store.arena_bytes = {store.arena_bytes} is below {arena_needed}, what one entity of"
             f" store.max_events_per_entity = {store.max_events_per_entity} events takes to grow",
+        ),
+        (
+            redis.heartbeat_s < redis.lease_s,
+            f"redis.heartbeat_s = {redis.heartbeat_s} is not below redis.lease_s"
+            f" = {redis.lease_s}: a lease would end before it is renewed",
+        ),
+        (
+            len({*topics}) == len(topics),
+            f"kafka's topics must differ from each other: {', '.join(topics)}",
         ),
         (
             model.decline_rate + model.review_rate <= 1.0,

@@ -107,7 +107,7 @@ UNKNOWN = [
     ({"settings": {"bogus": {}}}, ["bogus", "argument"]),
     ({"toml": "a\0b"}, ["null byte"]),
     ({"env": {VARIABLE: "soon"}}, ["store.skew_s", "'soon'", "environment"]),
-    ({"profile": "huge"}, ["'huge'", "default, tiny"]),
+    ({"profile": "huge"}, ["'huge'", "default, shared, tiny"]),
     ({"toml": "absent.toml"}, ["absent.toml"]),
 ]
 

@@ -68,7 +68,7 @@ def test_reference_file_is_a_valid_settings_file(tmp_path: Any) -> None:
 
 
 def test_profiles_load() -> None:
-    assert profile_names() == ["default", "tiny"]
+    assert profile_names() == ["default", "shared", "tiny"]
     assert load_settings("default", env={}) == Settings()
 
 
