@@ -5,13 +5,14 @@ PYTEST_WORKERS ?= 2
 SEED ?= $(shell date +%s)
 python := .venv/bin/python
 ready := .venv/.freshscore-ready
+servers := .servers/.freshscore-ready
 
-.PHONY: help environment demo test check lint types bench soak
+.PHONY: help environment servers demo test check lint types bench soak
 
 help:
 	@echo 'make demo   generate, train, replay, and print what the cache saves'
 	@echo 'make check  lint and the embedded tests: no root, no servers'
-	@echo 'make test   lint and all tests, the wheel included'
+	@echo 'make test   lint and all tests, the wheel and real Kafka and Redis servers included'
 	@echo 'make lint   ruff and mypy --strict'
 	@echo 'make bench  the table of figures, also in build/bench.json'
 	@echo 'make soak   long random runs'
@@ -22,16 +23,23 @@ $(ready): pyproject.toml constraints.txt .ci/environment
 	@.ci/environment
 	@touch $@
 
+servers: $(servers)
+
+$(servers): tests/servers/kafka/pom.xml .ci/servers
+	@.ci/servers
+	@touch $@
+
 demo: environment
 	@$(python) -m freshscore demo
 
 # The wheel's tests are timed by pip, so they run beside nothing else.
-test: lint
+test: lint servers
 	$(python) -m pytest -n $(PYTEST_WORKERS) -m 'not soak and not bench and not wheel'
 	$(python) -m pytest -m wheel
 
 check: lint
-	$(python) -m pytest -n $(PYTEST_WORKERS) -m 'not soak and not bench and not wheel'
+	$(python) -m pytest -n $(PYTEST_WORKERS) \
+		-m 'not soak and not bench and not wheel and not servers'
 
 lint: environment types
 	$(python) -m ruff check .
@@ -42,8 +50,8 @@ lint: environment types
 types:
 	@.ci/types
 
-bench: environment
+bench: environment servers
 	$(python) tests/bench/run.py
 
-soak: environment
+soak: environment servers
 	$(python) -m pytest -m soak --seed $(SEED)

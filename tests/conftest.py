@@ -9,6 +9,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+# Real servers, for the tests that ask for them.
+pytest_plugins = ["tests.servers.fixtures"]
+
 # Any fixed number: a plain run is repeatable, and `--seed` explores.
 _DEFAULT_SEED = 1
 

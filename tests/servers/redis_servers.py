@@ -1,0 +1,245 @@
+"""Real Redis servers: one by itself, and a cluster of them, in temporary folders.
+
+The raw client is used here on purpose: tests look at the product from outside of its own door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.servers.ports import LOOPBACK
+from tests.servers.server import Server, address
+
+_SLOTS = 16_384
+# A cluster agrees in 1 to 2 s, a replica copies its primary in the next second.
+_CLUSTER_LIMIT_S = 60.0
+
+
+class RedisServer(Server):
+    """One server; it keeps nothing on disk unless `appendonly`.
+
+    `settings`: further lines of redis.conf, such as "maxmemory 64mb".
+    """
+
+    name = "the Redis server"
+    # 0.05 s on a quiet machine; reading a large append-only file takes longer.
+    start_limit_s = 60.0
+
+    def __init__(
+        self,
+        *,
+        appendonly: bool = False,
+        password: str | None = None,
+        settings: Sequence[str] = (),
+        n_ports: int = 1,
+    ) -> None:
+        super().__init__(n_ports)
+        self._password = password
+        self._settings = [f"appendonly {'yes' if appendonly else 'no'}", *settings]
+        if password is not None:
+            # A replica shows its primary the password that clients show.
+            self._settings += [f"requirepass {password}", f"masterauth {password}"]
+
+    @property
+    def url(self) -> str:
+        """What a client is given; with the password, if there is one."""
+        return f"redis://{f':{self._password}@' if self._password else ''}{address(self)}/0"
+
+    @property
+    def version(self) -> str:
+        with self.client() as client:
+            return str(_info(client, "server")["redis_version"])
+
+    def client(self) -> redis.Redis:
+        """A new client of this server alone, which tries once; whoever asks closes it."""
+        return redis.Redis(
+            host=LOOPBACK,
+            port=self.port,
+            password=self._password,
+            socket_timeout=5.0,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def flush(self) -> None:
+        """Forget everything that is stored: keys and loaded scripts."""
+        with self.client() as client:
+            client.flushall()
+            client.script_flush()
+
+    def _prepare(self) -> None:
+        lines = [
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f"dir {self._folder}",
+            'save ""',
+            # By default a primary waits 5 s for further replicas before it copies itself.
+            "repl-diskless-sync-delay 0",
+            *self._settings,
+        ]
+        (self._folder / "redis.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _command(self) -> Sequence[str]:
+        return ["redis-server", str(self._folder / "redis.conf")]
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        # Not listening yet, or still reading its append-only file.
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+
+class RedisCluster:
+    """Redis Cluster on loopback: `nodes` are the primaries, then each primary's replica.
+
+    A primary that dies is replaced by its replica after `node_timeout_ms` and about a second.
+    """
+
+    def __init__(
+        self,
+        primaries: int = 3,
+        replicas: int = 0,
+        *,
+        appendonly: bool = False,
+        password: str | None = None,
+        node_timeout_ms: int = 1000,
+        settings: Sequence[str] = (),
+    ) -> None:
+        if primaries < 3 or replicas not in (0, 1):
+            raise ValueError(f"3 primaries or more, with 0 or 1 replica: {primaries}, {replicas}")
+        self._primaries = primaries
+        clustered = ["cluster-enabled yes", f"cluster-node-timeout {node_timeout_ms}", *settings]
+        self.nodes = [
+            _ClusterNode(appendonly=appendonly, password=password, settings=clustered, n_ports=2)
+            for _ in range(primaries * (1 + replicas))
+        ]
+
+    def __enter__(self) -> RedisCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The first node's; clients find the others by themselves."""
+        return self.nodes[0].url
+
+    @property
+    def primaries(self) -> list[RedisServer]:
+        """Those that were primaries when the cluster was made; each has an equal run of slots."""
+        return [*self.nodes[: self._primaries]]
+
+    @property
+    def version(self) -> str:
+        return self.nodes[0].version
+
+    def client(self) -> redis.RedisCluster:
+        """A new client of the whole cluster; whoever asks closes it."""
+        return redis.RedisCluster.from_url(self.url)
+
+    def start(self) -> None:
+        """Start all nodes and make them one cluster that serves all slots; or ServerFailed."""
+        for node in self.nodes:
+            node.start()
+        self._give_slots()
+        self._meet()
+        self._attach_replicas()
+
+    def wait_until_ok(self, limit_s: float = _CLUSTER_LIMIT_S) -> None:
+        """Until every node that runs sees all slots served; ServerFailed after `limit_s`."""
+        for node in self.nodes:
+            if node.is_running:
+                node.wait_until(node.sees_all_slots, limit_s)
+
+    def flush(self) -> None:
+        """Forget everything that is stored, on every node that is a primary now."""
+        for node in self.nodes:
+            if node.is_running and node.is_primary():
+                node.flush()
+
+    def close(self) -> None:
+        """End all nodes and delete their data; again does no harm."""
+        for node in self.nodes:
+            node.close()
+
+    def _give_slots(self) -> None:
+        n = self._primaries
+        for i, node in enumerate(self.nodes[:n]):
+            node.ask("CLUSTER ADDSLOTSRANGE", _SLOTS * i // n, _SLOTS * (i + 1) // n - 1)
+        for epoch, node in enumerate(self.nodes, start=1):
+            # Nodes that meet with the same epoch would first have to settle whose counts.
+            node.ask("CLUSTER SET-CONFIG-EPOCH", epoch)
+
+    def _meet(self) -> None:
+        first = self.nodes[0]
+        for node in self.nodes[1:]:
+            first.ask("CLUSTER MEET", LOOPBACK, node.port, node.bus_port)
+        for node in self.nodes:
+            node.wait_until(partial(node.knows, len(self.nodes)), _CLUSTER_LIMIT_S)
+        self.wait_until_ok()
+
+    def _attach_replicas(self) -> None:
+        replicas = self.nodes[self._primaries :]
+        for primary, replica in zip(self.nodes, replicas, strict=False):
+            replica.ask("CLUSTER REPLICATE", primary.ask("CLUSTER MYID").decode())
+        for replica in replicas:
+            replica.wait_until(replica.follows, _CLUSTER_LIMIT_S)
+
+
+class _ClusterNode(RedisServer):
+    """A server of a cluster; its second port is the one that nodes talk to each other on."""
+
+    name = "a node of the Redis Cluster"
+
+    @property
+    def bus_port(self) -> int:
+        return self._ports[1].number
+
+    def ask(self, command: str, *arguments: object) -> Any:
+        """The reply to a command of this node alone, as the client parses it."""
+        with self.client() as client:
+            return client.execute_command(command, *arguments)
+
+    def knows(self, n_nodes: int) -> bool:
+        return int(self.ask("CLUSTER INFO")["cluster_known_nodes"]) == n_nodes
+
+    def sees_all_slots(self) -> bool:
+        return bool(self.ask("CLUSTER INFO")["cluster_state"] == "ok")
+
+    def is_primary(self) -> bool:
+        with self.client() as client:
+            return bool(_info(client, "replication")["role"] == "master")
+
+    def follows(self) -> bool:
+        """Whether it is a replica that has copied its primary."""
+        with self.client() as client:
+            return _info(client, "replication").get("master_link_status") == "up"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        with (self._folder / "redis.conf").open("a", encoding="utf-8") as file:
+            file.write(f"cluster-port {self.bus_port}\n")
+
+
+def _info(client: redis.Redis, section: str) -> dict[str, Any]:
+    found: Any = client.info(section)
+    return dict(found)
