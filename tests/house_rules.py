@@ -20,12 +20,19 @@ ROOMS = ("config", "features", "invalidation", "scoring", "simulations", "freshs
 DOORS = {
     "apscheduler": "",
     "fastapi": "",
-    "kafka": "",
+    "kafka": "invalidation/kafka_door.py",
     "lightgbm": "scoring/lightgbm_door.py",
-    "redis": "",
+    "redis": "features/redis_door.py",
 }
 # Libraries that must enter by one module, whichever that is.
-SINGLE_DOORS = ("crc32c", "matplotlib", "prometheus_client", "pydantic_settings", "uvicorn")
+SINGLE_DOORS = (
+    "crc32c",
+    "hiredis",
+    "matplotlib",
+    "prometheus_client",
+    "pydantic_settings",
+    "uvicorn",
+)
 ENVIRONMENT_DOOR = "config/environment.py"
 CLOCK_DOOR = "config/clock.py"
 CHANCE_DOOR = "config/secret.py"

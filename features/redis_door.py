@@ -1,0 +1,418 @@
+"""The door to Redis: which nodes there are, and connections to them.
+
+Nodes are found at the start and again when they move: one of a single server, the primaries of a
+cluster. A connection is made by the library, which knows TLS, users and passwords; from then on it
+is a socket for prepared bytes (features/redis_lines.py), borrowed by one thread at a time.
+Rule: errors of the library end here: `Unavailable` where trying again makes sense, SettingsError
+where somebody has to change something. A server that evicts keys is refused, for an evicted state
+would look like a new entity.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+from redis.cluster import RedisCluster
+from redis.connection import Connection, SSLConnection, parse_url
+
+from freshscore.config.clock import Clock, SystemClock
+from freshscore.config.errors import Closed, SettingsError, Unavailable
+from freshscore.config.settings import RedisSettings
+from freshscore.features.redis_commands import replies_to
+from freshscore.features.redis_keys import SLOTS, slot_of
+from freshscore.features.redis_lines import (
+    MOVED_WORDS,
+    Address,
+    Lines,
+    Reply,
+    ReplyError,
+    command,
+    errors_in,
+)
+from freshscore.features.redis_scripts import SCRIPTS
+
+__all__ = [
+    "MOVED_WORDS",
+    "Lines",
+    "Nodes",
+    "Reply",
+    "ReplyError",
+    "Topology",
+    "command",
+    "errors_in",
+]
+
+# Numbers that are tried as tags: a node that owns one slot alone is found by about 2^18.
+_TAGS_TRIED: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topology:
+    """The nodes at one moment, in the order of their lowest slot.
+
+    addresses: of the primaries. node_of_slot: uint16[16384]. tags: of each node the smallest
+    decimal number whose slot it owns, as text; "0" of a single server.
+    """
+
+    addresses: tuple[Address, ...]
+    node_of_slot: NDArray[np.uint16]
+    tags: tuple[str, ...]
+
+    def node_of(self, tag: bytes) -> int:
+        """The node that owns a hash tag."""
+        return int(self.node_of_slot[slot_of(tag)])
+
+    def is_like(self, other: Topology) -> bool:
+        """Whether nothing has moved between the two."""
+        return self.addresses == other.addresses and np.array_equal(
+            self.node_of_slot, other.node_of_slot
+        )
+
+
+class Nodes:
+    """The nodes of a server or a cluster; safe in many threads, and connected anew after a fork."""
+
+    def __init__(self, settings: RedisSettings, clock: Clock) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._options = _Options(settings)
+        self._pool = _Pool(settings.max_connections)
+        self._is_closed = False
+        self._client: redis.Redis | RedisCluster | None = None
+        self._lock = threading.Lock()
+        self._checked: set[Address] = set()
+        self.topology = self._found_from(self._options.address)
+        myself = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forked(myself()))
+
+    @classmethod
+    def open(cls, settings: RedisSettings, clock: Clock | None = None) -> Nodes:
+        """Find the nodes and check them.
+
+        Raises Unavailable where none answers, and SettingsError for a wrong password, for a server
+        that evicts keys when its memory is full, and for `redis.cluster` where it is not so.
+        """
+        return cls(settings, clock or SystemClock())
+
+    @property
+    def n(self) -> int:
+        """How many nodes there are."""
+        return len(self.topology.addresses)
+
+    @property
+    def node_of_slot(self) -> NDArray[np.uint16]:
+        """The node of each slot, uint16[16384]."""
+        return self.topology.node_of_slot
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """A hash tag of each node: the smallest decimal number whose slot it owns."""
+        return self.topology.tags
+
+    @property
+    def limit_s(self) -> float:
+        """How long one wait may take, seconds (redis.timeout_ms)."""
+        return self.settings.timeout_ms / 1_000
+
+    def node_of(self, tag: bytes) -> int:
+        """The node that owns a hash tag."""
+        return self.topology.node_of(tag)
+
+    @property
+    def client(self) -> Any:
+        """The library's own client, for rare commands inside `translated()`; made on first use."""
+        with self._lock:
+            if self._client is None:
+                with translated():
+                    self._client = self._options.client()
+            return self._client
+
+    def run_script(
+        self,
+        script: str,
+        keys: Sequence[bytes | str],
+        arguments: Sequence[bytes | str | int] = (),
+    ) -> Any:
+        """What a script answers that is run now and then; all its keys have one hash tag.
+
+        It may be run twice where a connection was lost. Raises what `replies_to` raises.
+        """
+        given = [
+            one if isinstance(one, bytes) else str(one).encode() for one in (*keys, *arguments)
+        ]
+        tag = given[0].partition(b"{")[2].partition(b"}")[0]
+        asked = command(b"EVAL", script.encode(), b"%d" % len(keys), *given)
+        return replies_to(self, [(tag, asked)])[0]
+
+    @contextmanager
+    def lines(self) -> Iterator[Lines]:
+        """Borrow one thread's connections; what is left half read is dropped.
+
+        Raises Unavailable if none of redis.max_connections is given back within redis.timeout_ms.
+        """
+        lines = self.borrow()
+        try:
+            yield lines
+        finally:
+            self.give_back(lines)
+
+    def borrow(self) -> Lines:
+        """What `lines` gives, to be handed to `give_back` in whatever state it is."""
+        if self._is_closed:
+            raise Closed("the connections to Redis are closed")
+        pool = self._pool
+        if not pool.places.acquire(timeout=self.limit_s):
+            raise Unavailable(
+                f"all {self.settings.max_connections} connections to Redis (redis.max_connections)"
+                f" were in use for {self.settings.timeout_ms} ms"
+            )
+        topology = self.topology
+        while pool.free:
+            try:
+                made_for, lines = pool.free.pop()
+            except IndexError:
+                break
+            if made_for is topology:
+                pool.borrowed[lines] = topology
+                return lines
+            lines.close()
+        lines = Lines(topology.addresses, self._connected, self._clock, self.limit_s)
+        pool.borrowed[lines] = topology
+        return lines
+
+    def give_back(self, lines: Lines) -> None:
+        """End a borrowing."""
+        pool = self._pool
+        made_for = pool.borrowed.pop(lines, None)
+        if made_for is None:
+            # Borrowed before a fork, or given back already.
+            lines.close()
+            return
+        lines.drop_unread()
+        if self._is_closed or made_for is not self.topology:
+            lines.close()
+        else:
+            pool.free.append((made_for, lines))
+        pool.places.release()
+
+    def refresh(self) -> bool:
+        """Find the nodes again, after MOVED or a lost node; whether they have changed.
+
+        Lines that are borrowed keep the nodes that they know. Raises what `open` raises.
+        """
+        problem = Unavailable("no node of Redis is known")
+        for address in dict.fromkeys((*self.topology.addresses, self._options.address)):
+            try:
+                found = self._found_from(address)
+            except Unavailable as lost:
+                problem = lost
+                continue
+            if found.is_like(self.topology):
+                return False
+            self.topology = found
+            return True
+        raise problem
+
+    def close(self) -> None:
+        """Close the connections; those that are borrowed when they are given back."""
+        self._is_closed = True
+        while self._pool.free:
+            self._pool.free.pop()[1].close()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _connected(self, address: Address) -> socket.socket:
+        return self._options.connected(address)
+
+    def _found_from(self, address: Address) -> Topology:
+        """The nodes that the one at `address` knows of, each checked when it is first met."""
+        if self.settings.cluster:
+            found = _cluster_slots(self._asked(address, [(b"CLUSTER", b"SLOTS")])[0], address)
+        else:
+            found = Topology((address,), np.zeros(SLOTS, np.uint16), ("0",))
+        for node in found.addresses:
+            if node not in self._checked:
+                self._check(node)
+                self._checked.add(node)
+        return found
+
+    def _asked(self, address: Address, commands: list[tuple[bytes, ...]]) -> list[Reply]:
+        lines = Lines([address], self._connected, self._clock, self.limit_s)
+        request = b"".join(command(*parts) for parts in commands)
+        try:
+            return lines.exchange([request], [len(commands)])[0]
+        finally:
+            lines.close()
+
+    def _check(self, address: Address) -> None:
+        """Refuse a server on which states could vanish, or of another kind than the settings."""
+        place = f"Redis at {address[0]}:{address[1]}"
+        commands = [(b"INFO", b"memory"), (b"INFO", b"cluster"), _ASK_POLICY]
+        memory, kind, configured = self._asked(address, commands)
+        policy = _in_info(memory).get("maxmemory_policy")
+        if isinstance(configured, list) and len(configured) == 2:
+            policy = configured[1].decode()
+        if policy is None:
+            raise SettingsError(
+                f"{place}: neither INFO nor CONFIG GET says whether it evicts keys; the user in"
+                " redis.url needs +info"
+            )
+        if policy != "noeviction":
+            raise SettingsError(
+                f"{place} has maxmemory-policy {policy}: when its memory is full it would drop"
+                " states, which then look like new entities; set it to noeviction"
+            )
+        is_cluster = _in_info(kind).get("cluster_enabled") == "1"
+        if is_cluster and not self.settings.cluster:
+            raise SettingsError(f"{place} is a node of a cluster, and redis.cluster is false")
+
+
+class _Pool:
+    """Lines that nobody uses, and places for those who do."""
+
+    def __init__(self, n: int) -> None:
+        self.places = threading.BoundedSemaphore(n)
+        # Appending, popping and setting one item are single steps under the interpreter's lock.
+        self.free: list[tuple[Topology, Lines]] = []
+        self.borrowed: dict[Lines, Topology] = {}
+
+
+_ASK_POLICY: Final = (b"CONFIG", b"GET", b"maxmemory-policy")
+
+
+def _forked(nodes: Nodes | None) -> None:
+    """In the child of a fork: the parent's connections are the parent's."""
+    if nodes is None:
+        return
+    old = nodes._pool
+    nodes._pool = _Pool(nodes.settings.max_connections)
+    nodes._lock = threading.Lock()
+    nodes._client = None
+    for lines in [*(lines for _, lines in old.free), *old.borrowed]:
+        lines.close()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise errors of the library as Unavailable or SettingsError."""
+    try:
+        yield
+    except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as problem:
+        raise SettingsError(f"Redis refuses the user or password: {problem}") from problem
+    except redis.exceptions.NoPermissionError as problem:
+        raise SettingsError(f"Redis refuses a command to this user: {problem}") from problem
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as problem:
+        raise Unavailable(f"Redis: {problem}") from problem
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What connections are made of."""
+
+    settings: RedisSettings
+    _given: Mapping[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            given = parse_url(self.settings.url)  # type: ignore[no-untyped-call]  # the library's
+        except ValueError as problem:
+            raise SettingsError(f"redis.url: {problem}") from problem
+        strange = {name for name in given if not name.startswith("ssl_")} - _IN_URL
+        if strange:
+            raise SettingsError(f"redis.url: unknown options {', '.join(sorted(strange))}")
+        object.__setattr__(self, "_given", given)
+
+    @property
+    def address(self) -> Address:
+        """Of the server in the URL."""
+        return str(self._given.get("host", "localhost")), int(self._given.get("port", 6379))
+
+    def connected(self, address: Address) -> socket.socket:
+        """A socket on which the user is known and the scripts are loaded."""
+        given = dict(self._given)
+        made_by = given.pop("connection_class", Connection)
+        connection = made_by(**given | self._limits | {"host": address[0], "port": address[1]})
+        with translated():
+            connection.connect()
+            for script in SCRIPTS:
+                connection.send_command("SCRIPT", "LOAD", script.text)
+            for _ in SCRIPTS:
+                connection.read_response()
+        # Taken from it, so that it does not close it; the library has no public way to its socket.
+        made: socket.socket = connection._sock
+        connection._sock = None
+        return made
+
+    def client(self) -> redis.Redis | RedisCluster:
+        """The library's client."""
+        given = dict(self._given)
+        is_tls = given.pop("connection_class", Connection) is SSLConnection
+        options = given | self._limits | {"ssl": is_tls}
+        if self.settings.cluster:
+            return RedisCluster(**{name: value for name, value in options.items() if name != "db"})
+        return redis.Redis(**options)
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        limit_s = self.settings.timeout_ms / 1_000
+        password = self.settings.password
+        return {
+            "password": None if password is None else password.get_secret_value(),
+            "socket_timeout": limit_s,
+            "socket_connect_timeout": limit_s,
+            "socket_keepalive": True,
+            # RESP 2: nothing comes unasked.
+            "protocol": 2,
+        }
+
+
+_IN_URL: Final = {"username", "host", "port", "db", "connection_class"}
+
+
+def _in_info(reply: Reply) -> dict[str, str]:
+    """The lines of an answer to INFO; nothing where the user may not ask."""
+    if not isinstance(reply, bytes):
+        return {}
+    pairs = (line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+    return {name: value.strip() for name, value in pairs}
+
+
+def _cluster_slots(reply: Reply, asked: Address) -> Topology:
+    """What CLUSTER SLOTS says. Raises Unavailable while slots have no node."""
+    place = f"Redis at {asked[0]}:{asked[1]}"
+    if isinstance(reply, ReplyError):
+        if "cluster support disabled" in str(reply):
+            raise SettingsError(f"{place} is no cluster, and redis.cluster is true")
+        raise Unavailable(f"{place}: {reply}")
+    ranges = sorted((first, last, node[0] or b"", node[1]) for first, last, node, *_ in reply)
+    # Without an announced name a node is where the one that was asked is.
+    places = [(host.decode() or asked[0], int(port)) for _, _, host, port in ranges]
+    addresses = tuple(dict.fromkeys(places))
+    owners = np.full(SLOTS, len(addresses), np.uint16)
+    for (first, last, _, _), found in zip(ranges, places, strict=True):
+        owners[first : last + 1] = addresses.index(found)
+    n_missing = int(np.count_nonzero(owners == len(addresses)))
+    if n_missing:
+        raise Unavailable(f"{place}: {n_missing} of {SLOTS} slots have no node")
+    return Topology(addresses, owners, _node_tags(owners, len(addresses)))
+
+
+def _node_tags(owners: NDArray[np.uint16], n: int) -> tuple[str, ...]:
+    found: dict[int, str] = {}
+    for number in range(_TAGS_TRIED):
+        found.setdefault(int(owners[slot_of(b"%d" % number)]), str(number))
+        if len(found) == n:
+            break
+    return tuple(found[node] for node in range(n))

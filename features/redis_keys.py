@@ -1,0 +1,86 @@
+"""Names of what is kept in Redis: one namespace, and a hash tag that decides the node.
+
+    NS:{TAG}:FP          record log of one entity's state        TAG: its token, FP: of the layout
+    NS:{TAG}:FP:p        what was folded of it, where a grid reads facts
+    NS:{TAG}:s:V         its recent scores under one model version
+    NS:{N}:markers       how far a node has got, NS:{N}:progress its summary
+    NS:{control}:NAME    what all processes share: the invalidation stream, leases, ...
+    NS:{iBUCKET}:G       label index: where a payment's entities and time are found by its identity
+
+TAG, FP and V are base64url without padding of 16, 8 and 8 bytes, N is a decimal number.
+Rule: keys are injective in what they name (a namespace has neither colon nor brace, each part has
+its own length or alphabet), and no tag can hold a brace. No identifier is in a key, only tokens.
+Source: hash tags and slots of the Redis Cluster specification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import b2a_base64, crc_hqx
+from typing import Final
+
+SLOTS: Final = 16_384
+# Buckets of the label index: a string of a hundred records each at 10^6 payments and 4 generations.
+LABEL_BUCKETS: Final = 4_096
+CONTROL: Final = "control"
+
+
+def _base64url(raw: bytes) -> bytes:
+    encoded = b2a_base64(raw, newline=False).rstrip(b"=")
+    return encoded.replace(b"+", b"-").replace(b"/", b"_")
+
+
+def tag_of(token: bytes) -> bytes:
+    """The hash tag of an entity's token (16 bytes): 22 characters."""
+    return _base64url(token)
+
+
+def fingerprint_name(fingerprint: int) -> bytes:
+    """How keys name the fingerprint of a state's layout: 11 characters."""
+    return _base64url(fingerprint.to_bytes(8, "little"))
+
+
+def slot_of(tag: bytes) -> int:
+    """The slot of a hash tag, 0 to 16,383: CRC-16/XMODEM."""
+    return crc_hqx(tag, 0) % SLOTS
+
+
+def bucket_of(identity: int) -> int:
+    """The bucket of the label index that holds a payment, by the low 64 bits of its identity."""
+    return identity % LABEL_BUCKETS
+
+
+class RedisKeys:
+    """The keys in one namespace, as bytes."""
+
+    def __init__(self, namespace: str) -> None:
+        self.prefix: Final = namespace.encode("ascii") + b":{"
+
+    def state(self, token: bytes, fingerprint: int) -> bytes:
+        """Of the state of an entity, by its token and its layout's fingerprint."""
+        return b"%b%b}:%b" % (self.prefix, tag_of(token), fingerprint_name(fingerprint))
+
+    def past(self, token: bytes, fingerprint: int) -> bytes:
+        """Of what was folded of that state."""
+        return self.state(token, fingerprint) + b":p"
+
+    def scores(self, token: bytes, model_version: str) -> bytes:
+        """Of the recent scores of an entity under a model version."""
+        digest = hashlib.blake2b(model_version.encode(), digest_size=8, person=b"score-version")
+        return b"%b%b}:s:%b" % (self.prefix, tag_of(token), _base64url(digest.digest()))
+
+    def markers(self, tag: str) -> bytes:
+        """Of the markers of the node that has `tag`."""
+        return b"%b%b}:markers" % (self.prefix, tag.encode())
+
+    def progress(self, tag: str) -> bytes:
+        """Of the summary of those markers."""
+        return b"%b%b}:progress" % (self.prefix, tag.encode())
+
+    def control(self, name: str) -> bytes:
+        """Of one of the things that all processes share; they are on one node."""
+        return b"%b%b}:%b" % (self.prefix, CONTROL.encode(), name.encode())
+
+    def labels(self, bucket: int, generation: int) -> bytes:
+        """Of one generation of a bucket of the label index."""
+        return b"%bi%d}:%d" % (self.prefix, bucket, generation)

@@ -1,0 +1,344 @@
+"""Compaction in Redis: nothing is lost between reading and swapping, and everything is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from freshscore.config.errors import DamagedState, WrongSecret
+from freshscore.features import redis_compaction
+from freshscore.features.codec import decode
+from freshscore.features.redis_commands import Tagged, replies_to
+from freshscore.features.redis_compaction import (
+    ABSENT,
+    DAMAGED,
+    NOT_DUE,
+    OVERTAKEN,
+    SWAPPED,
+    Compactor,
+    crossed,
+)
+from freshscore.features.redis_door import Nodes, Reply, command
+from freshscore.features.redis_keys import tag_of
+from freshscore.features.redis_progress import topic_digest
+from freshscore.features.redis_reading import STATE_DAMAGED, STATE_LOST
+from freshscore.features.redis_scripts import PROGRESS
+from freshscore.features.redis_store import RedisStore
+from tests.features.stored_states import LIMITS, NOON_MS, OTHER_SECRET, Fact, Ground, Payment
+from tests.features.stores import EPOCH, SERVERS, RedisPlace, opened_nodes
+
+CARD, MERCHANT, TERMINAL = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def ground() -> Ground:
+    return Ground()
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    with ExitStack() as stack:
+        yield opened_nodes(request, stack, request.param)
+
+
+@pytest.fixture
+def place(ground: Ground, nodes: Nodes) -> RedisPlace:
+    return RedisPlace(ground, nodes)
+
+
+def observe(place: RedisPlace, *payments: Payment) -> None:
+    store = place.open()
+    for payment in payments:
+        store.observe(place.ground.row(payment))
+
+
+def ask(place: RedisPlace, payment: Payment, entity: int, *parts: bytes) -> Reply:
+    """The reply to a command about a payment's state; its key is put behind the first part."""
+    token = place.ground.token(payment, entity)
+    key = place.open().reading.state_key(entity, token)
+    asked = command(parts[0], key, *parts[1:])
+    return replies_to(place.nodes, [(tag_of(token), asked)])[0]
+
+
+def wanted(place: RedisPlace, payment: Payment, entity: int) -> list[tuple[int, bytes]]:
+    return [(entity, place.ground.token(payment, entity))]
+
+
+def some(n: int, first: int = 0) -> list[Payment]:
+    return [Payment(i, NOON_MS + 10 * i, 100 + i) for i in range(first, first + n)]
+
+
+def test_a_state_is_due_once_it_has_doubled(place: RedisPlace, ground: Ground) -> None:
+    compactor = Compactor(place.open())
+    least = place.nodes.settings.compact_records
+    observe(place, *some(least - 1))
+    target = wanted(place, Payment(0, NOON_MS), CARD)
+    assert compactor.compact(target) == {NOT_DUE: 1}
+    observe(place, *some(1, least - 1))
+    assert compactor.compact(target) == {SWAPPED: 1}
+    assert compactor.compact(target) == {NOT_DUE: 1}
+    observe(place, *some(least, least))
+    assert compactor.compact(target) == {SWAPPED: 1}
+    state = decode(ask(place, Payment(0, NOON_MS), CARD, b"GET"), ground.layouts[CARD])
+    assert (state.generation, state.n_compacted, state.n_appended) == (2, 2 * least, 0)
+
+
+def test_a_writer_sees_from_the_length_alone_when_a_state_may_be_due() -> None:
+    width, least = 32, 4
+    lengths = [width * n for n in range(70)]
+    at = [n for n in range(1, 70) if crossed(lengths[n - 1], lengths[n], width, least)]
+    assert at == [4, 8, 16, 32, 64]
+    assert crossed(0, width * 1_000, width, least)
+
+
+def test_what_is_appended_while_a_state_is_compacted_stays(
+    place: RedisPlace, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe(place, *some(20))
+    between = some(5, 20)
+
+    def appending(nodes: Nodes, commands: list[Tagged]) -> list[Reply]:
+        if commands and b"EVALSHA" in commands[0][1]:
+            observe(place, *between)
+        return replies_to(nodes, commands)
+
+    monkeypatch.setattr(redis_compaction, "replies_to", appending)
+    target = wanted(place, Payment(0, NOON_MS), CARD)
+    assert Compactor(place.open()).compact(target, only_due=False) == {SWAPPED: 1}
+    state = decode(ask(place, Payment(0, NOON_MS), CARD, b"GET"), ground.layouts[CARD])
+    assert (state.records.n, state.n_compacted, state.n_appended) == (25, 20, 5)
+
+
+def test_of_two_compactors_one_is_overtaken(
+    place: RedisPlace, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe(place, *some(20))
+    target = wanted(place, Payment(0, NOON_MS), CARD)
+    inner: list[dict[str, int]] = []
+
+    def racing(nodes: Nodes, commands: list[Tagged]) -> list[Reply]:
+        if commands and b"EVALSHA" in commands[0][1] and not inner:
+            inner.append({})
+            inner[0] = dict(Compactor(place.open()).compact(target, only_due=False))
+        return replies_to(nodes, commands)
+
+    monkeypatch.setattr(redis_compaction, "replies_to", racing)
+    assert Compactor(place.open()).compact(target, only_due=False) == {OVERTAKEN: 1}
+    assert inner == [{SWAPPED: 1}]
+    state = decode(ask(place, Payment(0, NOON_MS), CARD, b"GET"), ground.layouts[CARD])
+    assert (state.records.n, state.generation) == (20, 1)
+
+
+def test_a_prefix_of_equal_length_and_other_content_is_not_replaced(
+    place: RedisPlace, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a replica that lost one append and got another would show."""
+    observe(place, *some(3))
+    target = wanted(place, Payment(0, NOON_MS), CARD)
+    other = Payment(77, NOON_MS + 5)
+
+    def changing(nodes: Nodes, commands: list[Tagged]) -> list[Reply]:
+        if commands and b"EVALSHA" in commands[0][1]:
+            record = place.open().maker.event(ground.row(other), CARD)
+            ask(place, Payment(0, NOON_MS), CARD, b"SETRANGE", b"%d" % len(record), record)
+        return replies_to(nodes, commands)
+
+    monkeypatch.setattr(redis_compaction, "replies_to", changing)
+    assert Compactor(place.open()).compact(target, only_due=False) == {OVERTAKEN: 1}
+    state = decode(ask(place, Payment(0, NOON_MS), CARD, b"GET"), ground.layouts[CARD])
+    assert (state.records.n, state.generation) == (3, 0)
+
+
+def test_every_append_and_compaction_extends_the_life(place: RedisPlace) -> None:
+    payment = Payment(0, NOON_MS)
+    ttl_s = place.open().ttl_s
+    for renew in (
+        lambda: observe(place, payment),
+        lambda: Compactor(place.open()).compact(wanted(place, payment, CARD), only_due=False),
+    ):
+        observe(place, payment)
+        ask(place, payment, CARD, b"EXPIRE", b"100")
+        renew()
+        assert ttl_s - 60 <= ask(place, payment, CARD, b"TTL") <= ttl_s
+
+
+def test_a_bare_append_extends_no_life(place: RedisPlace) -> None:
+    """Why writers must: an active key would vanish at its first limit."""
+    payment = Payment(0, NOON_MS)
+    observe(place, payment)
+    ask(place, payment, CARD, b"EXPIRE", b"100")
+    record = place.open().maker.event(place.ground.row(Payment(1, NOON_MS)), CARD)
+    ask(place, payment, CARD, b"APPEND", record)
+    assert ask(place, payment, CARD, b"TTL") <= 100
+
+
+def test_any_damage_is_said_and_nothing_is_half_read(place: RedisPlace, ground: Ground) -> None:
+    payment = Payment(0, NOON_MS)
+    row = ground.row(payment)
+    for compact in (False, True):
+        observe(place, *some(4))
+        if compact:
+            place.compact()
+        blob = ask(place, payment, CARD, b"GET")
+        for at in range(0, len(blob), 7):
+            flipped = bytes([blob[at] ^ 0x10])
+            ask(place, payment, CARD, b"SETRANGE", b"%d" % at, flipped)
+            read = place.open().read_states([row])[0]
+            assert read.problems == (STATE_DAMAGED, None, None)
+            assert read.states[CARD] is None
+            with pytest.raises(DamagedState):
+                place.open().features(row, NOON_MS)
+            with pytest.raises(DamagedState):
+                place.open().versions(row)
+            counted = Compactor(place.open()).compact(wanted(place, payment, CARD), only_due=False)
+            assert counted == {DAMAGED: 1}
+            ask(place, payment, CARD, b"SETRANGE", b"%d" % at, blob[at : at + 1])
+        assert place.open().read_states([row])[0].problems == (None, None, None)
+        ask(place, payment, CARD, b"SET", blob[:-1])
+        assert place.open().read_states([row])[0].problems == (STATE_DAMAGED, None, None)
+        ask(place, payment, CARD, b"DEL")
+
+
+def test_a_node_without_its_epoch_answers_for_nothing(place: RedisPlace, ground: Ground) -> None:
+    payment = Payment(0, NOON_MS)
+    observe(place, payment)
+    names = place.open().names
+    for tag in place.nodes.tags:
+        replies_to(place.nodes, [(tag.encode(), command(b"DEL", names.progress(tag)))])
+    read = place.open().read_states([ground.row(payment)])[0]
+    assert set(read.problems) == {STATE_LOST}
+    with pytest.raises(DamagedState, match="state lost"):
+        place.open().features(ground.row(payment), NOON_MS)
+
+
+def test_an_absent_candidate_is_counted(place: RedisPlace) -> None:
+    counted = Compactor(place.open()).compact(place.candidates())
+    assert counted == {ABSENT: len(place.candidates())}
+
+
+def test_a_state_at_its_limit_forgets_its_oldest_and_says_so(
+    place: RedisPlace, ground: Ground, nodes: Nodes
+) -> None:
+    limits = replace(LIMITS, max_events_per_entity=16)
+    store = RedisStore(
+        ground.program, ground.keys, limits, nodes, place.clock, namespace=place.namespace
+    )
+    observe(place, *some(100))
+    row = ground.row(Payment(999, NOON_MS + 2_000))
+    before = store.versions(row)
+    target = wanted(place, Payment(0, NOON_MS), CARD)
+    assert Compactor(store).compact(target) == {SWAPPED: 1}
+    state = store.read_states([row])[0].states[CARD]
+    assert state is not None
+    assert state.records.n == 15
+    assert state.forgotten_below_ms == NOON_MS + 10 * 84 + 1
+    assert store.too_many_events(state, NOON_MS + 2_000)
+    assert not store.too_many_events(state, NOON_MS + 2_000 + store.held_ms)
+    assert store.versions(row) == before
+    # What comes late is below that instant, and is no new record.
+    observe(place, Payment(3, NOON_MS + 30, 103))
+    assert store.versions(row) == before
+
+
+def test_what_was_folded_stays_bounded_and_lives_as_long(
+    place: RedisPlace, ground: Ground, nodes: Nodes
+) -> None:
+    compactor = Compactor(place.open())
+    least = nodes.settings.compact_records
+    for turn in range(4):
+        first = turn * least
+        begin_ms = NOON_MS + 200_000 * turn
+        events = [Payment(first + n, begin_ms + 10 * n) for n in range(least)]
+        observe(place, *events, *events)
+        fold_ms = begin_ms + 100_000
+        compactor.compact(wanted(place, events[0], MERCHANT), fold_below_ms=fold_ms)
+    token = ground.token(Payment(0, NOON_MS), MERCHANT)
+    key = place.open().reading.past_key(MERCHANT, token)
+    asked = [(tag_of(token), command(verb, key)) for verb in (b"GET", b"TTL")]
+    past, ttl_s = replies_to(nodes, asked)
+    state = decode(past, ground.layouts[MERCHANT])
+    assert state.generation > 0
+    assert state.records.n == 4 * least
+    assert len(past) < 2 * 4 * least * ground.layouts[MERCHANT].width
+    assert 0 < ttl_s <= place.open().ttl_s
+
+
+def test_progress_never_goes_back_and_names_current_topics(
+    place: RedisPlace, ground: Ground
+) -> None:
+    store = place.open()
+
+    def write(n_partitions: int, topics: str, *triples: tuple[str, int, int]) -> list[int]:
+        fields = [b"%d" % n_partitions, topics.encode()]
+        for field, offset, arrival_ms in triples:
+            fields += [field.encode(), b"%d" % offset, b"%d" % arrival_ms]
+        asked = []
+        for tag in place.nodes.tags:
+            keys = [store.names.markers(tag), store.names.progress(tag)]
+            asked.append((tag.encode(), command(b"EVALSHA", PROGRESS.digest, b"2", *keys, *fields)))
+        return replies_to(place.nodes, asked)
+
+    n = place.nodes.n
+    assert write(2, "t1", ("m:t1:0", 10, NOON_MS)) == [1] * n
+    for progress in store.reading.progress():
+        assert progress is not None
+        assert (progress.epoch, progress.watermark_ms) == (EPOCH, 0)
+    write(2, "t1", ("m:t1:0", 7, NOON_MS - 5), ("m:t1:1", 3, NOON_MS + 50))
+    for progress in store.reading.progress():
+        assert progress is not None
+        assert progress.watermark_ms == NOON_MS
+        found = [(m.topic, m.partition, m.offset, m.arrival_ms) for m in progress.markers]
+        topic = topic_digest("t1")
+        assert found == [(topic, 0, 10, NOON_MS), (topic, 1, 3, NOON_MS + 50)]
+    assert store.read_states([ground.row(Payment(0, NOON_MS))])[0].watermark_ms == NOON_MS
+    assert store.newest_ms == NOON_MS
+    write(1, "t2", ("m:t2:0", 1, NOON_MS + 90))
+    assert [len(p.markers) for p in store.reading.progress() if p] == [1] * n
+    for tag in place.nodes.tags:
+        replies_to(place.nodes, [(tag.encode(), command(b"DEL", store.names.markers(tag)))])
+    assert write(1, "t2", ("m:t2:0", 2, NOON_MS)) == [0] * n
+
+
+def test_an_epoch_is_given_once_and_to_one_secret(place: RedisPlace, nodes: Nodes) -> None:
+    place.open().begin(bytes(8), 5)
+    assert {p.epoch for p in place.open().reading.progress() if p} == {EPOCH}
+    other = Ground(secret=OTHER_SECRET)
+    store = RedisStore(other.program, other.keys, LIMITS, nodes, namespace=place.namespace)
+    with pytest.raises(WrongSecret):
+        store.begin(EPOCH)
+
+
+def test_many_rows_are_read_in_one_call(place: RedisPlace, ground: Ground) -> None:
+    observe(place, *(Payment(n, NOON_MS, card=n, merchant=n) for n in range(3)))
+    rows = [ground.row(Payment(9, NOON_MS, card=n, merchant=3 - n)) for n in range(4)]
+    together = place.open().read_states(rows)
+    for row, read in zip(rows, together, strict=True):
+        alone = place.open().read_states([row])[0]
+        assert [s and s.version for s in read.states] == [s and s.version for s in alone.states]
+
+
+def test_no_identifier_and_no_raw_token_is_in_redis(place: RedisPlace, nodes: Nodes) -> None:
+    secretive = Payment(424_242, NOON_MS, card=131_313, located=False)
+    store = place.open()
+    store.observe(place.ground.row(secretive))
+    store.label(place.ground.row(secretive), 0, True, NOON_MS, NOON_MS, False)
+    n_found = 0
+    for key in nodes.client.scan_iter(match=f"{place.namespace}:*"):
+        n_found += 1
+        held = nodes.client.dump(key)
+        assert b"131313" not in key + held
+        assert b"424242" not in key + held
+    assert n_found >= 4
+
+
+def test_facts_alone_are_kept_with_the_state(place: RedisPlace, ground: Ground) -> None:
+    store = place.open()
+    fact = Fact(Payment(1, NOON_MS), 1, True, NOON_MS)
+    row = ground.row(fact.payment)
+    assert store.label(row, fact.fact, True, fact.known_at_ms, fact.sender_ms, False) == "accepted"
+    state = store.read_states([row])[0].states[CARD]
+    assert state is not None
+    assert state.records.n == 1

@@ -1,0 +1,301 @@
+"""The door to Redis: exchanges over real servers, whole or an error, within their limits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from freshscore.config.clock import SystemClock
+from freshscore.config.errors import Closed, SettingsError, Unavailable
+from freshscore.features.redis_commands import replies_to
+from freshscore.features.redis_door import Lines, Nodes, ReplyError, command, errors_in
+from freshscore.features.redis_keys import slot_of
+from freshscore.features.redis_scripts import SCRIPTS
+from tests.features.stores import SERVERS, opened_nodes, redis_settings
+from tests.servers.fixtures import OwnRedis
+from tests.servers.redis_servers import RedisCluster, RedisServer
+
+
+@pytest.fixture(params=SERVERS)
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    with ExitStack() as stack:
+        yield opened_nodes(request, stack, request.param)
+
+
+def test_each_node_answers_its_own_commands_in_order(nodes: Nodes, namespace: str) -> None:
+    keys = [f"{namespace}:{{{tag}}}".encode() for tag in nodes.tags]
+    with nodes.lines() as lines:
+        sets = [command(b"SET", key, b"\r\n$%d" % i) for i, key in enumerate(keys)]
+        assert lines.exchange(sets, [1] * nodes.n) == [[b"OK"]] * nodes.n
+        gets = [command(b"GET", key) + command(b"STRLEN", key) for key in keys]
+        assert lines.exchange(gets, [2] * nodes.n) == [[b"\r\n$%d" % i, 4] for i in range(nodes.n)]
+        one = [gets[0], *[None] * (nodes.n - 1)]
+        assert lines.exchange(one, [2, *[0] * (nodes.n - 1)])[1:] == [[]] * (nodes.n - 1)
+
+
+def test_replies_come_as_bytes_integers_none_lists_and_errors(nodes: Nodes, namespace: str) -> None:
+    key = f"{namespace}:{{{nodes.tags[0]}}}".encode()
+    asked = [
+        command(b"GET", key),
+        command(b"RPUSH", key, b"a", b"b"),
+        command(b"LRANGE", key, b"0", b"-1"),
+        command(b"APPEND", key, b"c"),
+        command(b"LLEN", key),
+    ]
+    with nodes.lines() as lines:
+        requests = [b"".join(asked), *[None] * (nodes.n - 1)]
+        replies = lines.exchange(requests, [5, *[0] * (nodes.n - 1)])[0]
+    assert replies[:3] == [None, 2, [b"a", b"b"]]
+    assert isinstance(replies[3], ReplyError)
+    assert replies[4] == 2
+    assert errors_in(replies) == {"WRONGTYPE"}
+    assert errors_in(replies[:3]) == set()
+
+
+def test_replies_may_be_read_later_and_in_parts(nodes: Nodes, namespace: str) -> None:
+    key = f"{namespace}:{{{nodes.tags[0]}}}".encode()
+    others = [None] * (nodes.n - 1)
+    none = [0] * (nodes.n - 1)
+    with nodes.lines() as lines:
+        for n in (3, 5):
+            lines.send([command(b"APPEND", key, b"x") * n, *others])
+        assert lines.read([3, *none])[0] == [1, 2, 3]
+        assert lines.read([5, *none])[0] == [4, 5, 6, 7, 8]
+
+
+def test_megabytes_pass_both_ways(nodes: Nodes, namespace: str) -> None:
+    key = f"{namespace}:{{{nodes.tags[0]}}}".encode()
+    value = os.urandom(3_000_001)
+    requests = [command(b"SET", key, value) + command(b"GET", key), *[None] * (nodes.n - 1)]
+    with nodes.lines() as lines:
+        got = lines.exchange(requests, [2, *[0] * (nodes.n - 1)])[0]
+        assert got == [b"OK", value]
+
+
+def test_tags_are_of_the_nodes_that_they_name(nodes: Nodes) -> None:
+    assert [nodes.node_of(tag.encode()) for tag in nodes.tags] == list(range(nodes.n))
+    for node, tag in enumerate(nodes.tags):
+        smaller = range(int(tag))
+        assert all(nodes.node_of(b"%d" % number) != node for number in smaller)
+
+
+def test_scripts_are_there_on_every_node_and_again_after_a_flush(nodes: Nodes) -> None:
+    def known() -> list[list[int]]:
+        with nodes.lines() as lines:
+            asked = (b"SCRIPT", b"EXISTS", *(script.digest for script in SCRIPTS))
+            return [lines.ask(node, *asked) for node in range(nodes.n)]
+
+    assert known() == [[1] * len(SCRIPTS)] * nodes.n
+    with nodes.lines() as lines:
+        assert [lines.ask(node, b"SCRIPT", b"FLUSH") for node in range(nodes.n)]
+    tag = nodes.tags[0].encode()
+    keys = [b"no:{%b}:markers" % tag, b"no:{%b}:progress" % tag]
+    asked = command(b"EVALSHA", SCRIPTS[0].digest, b"2", *keys, b"1", b"")
+    assert replies_to(nodes, [(tag, asked)]) == [0]
+
+
+def test_a_script_that_is_run_now_and_then_finds_its_node(nodes: Nodes, namespace: str) -> None:
+    for tag in nodes.tags:
+        key = f"{namespace}:{{{tag}}}:x"
+        script = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
+        assert [nodes.run_script(script, [key], [n]) for n in (2, 3)] == [2, 5]
+
+
+def test_lines_are_lent_up_to_the_limit_and_no_wait_is_endless(
+    request: pytest.FixtureRequest, redis_server: RedisServer
+) -> None:
+    settings = redis_settings(redis_server.url, max_connections=2, timeout_ms=50)
+    nodes = Nodes.open(settings)
+    lent = [nodes.borrow(), nodes.borrow()]
+    with pytest.raises(Unavailable, match="max_connections"):
+        nodes.borrow()
+    nodes.give_back(lent.pop())
+    with nodes.lines() as lines:
+        assert lines.ask(0, b"PING") == b"PONG"
+    nodes.close()
+    with pytest.raises(Closed):
+        nodes.borrow()
+    nodes.give_back(lent.pop())
+
+
+def test_a_server_that_does_not_answer_is_unavailable_within_the_limit(own_redis: OwnRedis) -> None:
+    nodes = Nodes.open(redis_settings(own_redis().url, timeout_ms=100))
+    clock = SystemClock()
+    with nodes.lines() as lines:
+        assert lines.ask(0, b"PING") == b"PONG"
+        begin_s = clock.monotonic_s()
+        with pytest.raises(Unavailable, match="no answer within 100 ms"):
+            lines.exchange([command(b"BLPOP", b"nothing", b"0.6")], [1])
+        assert clock.monotonic_s() - begin_s < 0.5
+        # On a new connection, never on the one whose reply is still to come.
+        assert lines.exchange([command(b"ECHO", b"mine")], [1], 5.0) == [[b"mine"]]
+    nodes.close()
+
+
+def test_a_restarted_server_is_found_again_without_an_error(own_redis: OwnRedis) -> None:
+    server = own_redis(appendonly=True)
+    nodes = Nodes.open(redis_settings(server.url))
+    with nodes.lines() as lines:
+        assert lines.ask(0, b"SET", b"a", b"1") == b"OK"
+    server.kill()
+    with nodes.lines() as lines, pytest.raises(Unavailable):
+        lines.ask(0, b"GET", b"a")
+    server.start()
+    with nodes.lines() as lines:
+        assert lines.ask(0, b"GET", b"a") == b"1"
+        assert lines.attempt([command(b"GET", b"a")], [1]) == [[b"1"]]
+    nodes.close()
+
+
+def test_one_lost_node_does_not_hide_what_the_others_answer() -> None:
+    with RedisCluster() as cluster:
+        nodes = Nodes.open(redis_settings(cluster.url, cluster=True))
+        pings = [command(b"PING")] * 3
+        with nodes.lines() as lines:
+            assert lines.exchange(pings, [1] * 3) == [[b"PONG"]] * 3
+            cluster.nodes[1].kill()
+            found = lines.attempt(pings, [1] * 3)
+            assert [isinstance(one, Unavailable) for one in found] == [False, True, False]
+            with pytest.raises(Unavailable):
+                lines.exchange(pings, [1] * 3)
+            live = [pings[0], None, pings[2]]
+            assert lines.exchange(live, [1, 0, 1]) == [[b"PONG"], [], [b"PONG"]]
+        nodes.close()
+
+
+def test_a_slot_that_moved_is_followed() -> None:
+    with RedisCluster() as cluster:
+        nodes = Nodes.open(redis_settings(cluster.url, cluster=True))
+        slot = slot_of(b"7")
+        source, target = nodes.node_of(b"7"), (nodes.node_of(b"7") + 1) % 3
+        with nodes.lines() as lines:
+            target_id = lines.ask(target, b"CLUSTER", b"MYID")
+            # An empty slot moves at once; the target first, as the specification has it.
+            for node in (target, source, 3 - source - target):
+                asked = (b"CLUSTER", b"SETSLOT", b"%d" % slot, b"NODE", target_id)
+                assert lines.ask(node, *asked) == b"OK"
+        assert replies_to(nodes, [(b"7", command(b"SET", b"{7}", b"x"))]) == [b"OK"]
+        assert nodes.node_of(b"7") == target
+        assert nodes.refresh() is False
+        nodes.close()
+
+
+@pytest.mark.servers
+def test_a_server_that_evicts_is_refused(own_redis: OwnRedis) -> None:
+    server = own_redis(settings=["maxmemory 64mb", "maxmemory-policy allkeys-lru"])
+    with pytest.raises(SettingsError, match=r"maxmemory-policy allkeys-lru.*noeviction"):
+        Nodes.open(redis_settings(server.url))
+
+
+def test_passwords_users_and_kinds_are_checked_when_opened(
+    own_redis: OwnRedis, redis_server: RedisServer, redis_cluster: RedisCluster
+) -> None:
+    rights = "~fs:* -@all +get +set +append +expire +evalsha +script|load +ping +hello +auth +info"
+    server = own_redis(password="sesame")
+    with server.client() as admin:
+        admin.execute_command(f"ACL SETUSER fs on >right {rights}")
+    host = f"127.0.0.1:{server.port}"
+    with pytest.raises(SettingsError, match="user or password"):
+        Nodes.open(redis_settings(f"redis://fs:wrong@{host}/0"))
+    with pytest.raises(SettingsError):
+        Nodes.open(redis_settings(f"redis://{host}/0"))
+    nodes = Nodes.open(redis_settings(f"redis://fs:right@{host}/0"))
+    assert replies_to(nodes, [(b"0", command(b"GET", b"fs:{0}"))]) == [None]
+    with pytest.raises(SettingsError, match="NOPERM"):
+        replies_to(nodes, [(b"0", command(b"GET", b"other"))])
+    nodes.close()
+    with pytest.raises(SettingsError, match=r"redis\.cluster is true"):
+        Nodes.open(redis_settings(redis_server.url, cluster=True))
+    with pytest.raises(SettingsError, match=r"redis\.cluster is false"):
+        Nodes.open(redis_settings(redis_cluster.url))
+
+
+def test_nobody_there_is_unavailable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+        with pytest.raises(Unavailable):
+            Nodes.open(redis_settings(url, timeout_ms=200))
+
+
+def test_unknown_options_of_the_url_are_refused() -> None:
+    with pytest.raises(SettingsError, match="socket_timeout"):
+        Nodes.open(redis_settings("redis://127.0.0.1:1/0?socket_timeout=9"))
+
+
+def test_threads_have_connections_of_their_own(nodes: Nodes, namespace: str) -> None:
+    wrong: list[object] = []
+    node, others, none = 0, [None] * (nodes.n - 1), [0] * (nodes.n - 1)
+
+    def echo(number: int) -> None:
+        for i in range(200):
+            said = b"%d %d" % (number, i)
+            with nodes.lines() as lines:
+                heard = lines.exchange([command(b"ECHO", said), *others], [1, *none])[node]
+            if heard != [said]:
+                wrong.append((said, heard))
+
+    threads = [threading.Thread(target=echo, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_of_a_fork_has_connections_of_its_own(nodes: Nodes) -> None:
+    node = nodes.tags[0].encode()
+    ask = [(node, command(b"CLIENT", b"ID"))]
+    mine = replies_to(nodes, ask)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"%d" % replies_to(nodes, ask)[0])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        theirs = int(pipe.read())
+    os.waitpid(child, 0)
+    assert theirs != mine[0]
+    assert replies_to(nodes, ask) == mine
+
+
+class _TricklingServer:
+    """Answers one byte at a time: each wait is short, and the whole is endless."""
+
+    def __init__(self) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self.listening.accept()
+        with connection:
+            connection.recv(1_000)
+            connection.sendall(b"$1000000\r\n")
+            while not self.ended.wait(0.01):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+
+def test_a_reply_that_trickles_ends_at_the_limit_too() -> None:
+    server = _TricklingServer()
+    address = server.listening.getsockname()
+    lines = Lines([address], socket.create_connection, SystemClock(), 0.1)
+    clock = SystemClock()
+    begin_s = clock.monotonic_s()
+    with pytest.raises(Unavailable, match="no answer within 100 ms"):
+        lines.ask(0, b"GET", b"a")
+    assert clock.monotonic_s() - begin_s < 1.0
+    server.ended.set()
+    server.thread.join()
+    server.listening.close()
