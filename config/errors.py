@@ -90,6 +90,12 @@ class DeadlineExceeded(FreshscoreError, TimeoutError):
     retryable = True
 
 
+class Backpressure(FreshscoreError, RuntimeError):
+    """More work is waiting than a limit allows; nothing was begun."""
+
+    retryable = True
+
+
 class Closed(FreshscoreError, RuntimeError):
     """A use after `close()`."""
 

@@ -47,6 +47,11 @@ class Secret:
         """Eight hexadecimal digits that tell secrets apart and reveal nothing of them."""
         return self.key("key id", 4).hex()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it was given, or found in a folder: else it ends with this process."""
+        return self.origin != _PROCESS
+
 
 def load_secret(folder: Path | None, env: Mapping[str, str] | None = None) -> Secret:
     """The secret for a store in `folder`, or for one in memory where that is None.
@@ -67,6 +72,17 @@ def load_secret(folder: Path | None, env: Mapping[str, str] | None = None) -> Se
         except OSError as problem:
             raise SettingsError(f"identifier secret {path}: {problem.strerror}") from problem
     return Secret(os.urandom(_MADE_BYTES), _PROCESS)
+
+
+def shared_secret(folder: Path | None, env: Mapping[str, str] | None = None) -> Secret:
+    """The secret that all processes have, never one of this process. Raises `SettingsError`."""
+    secret = load_secret(folder, env)
+    if secret.origin == _PROCESS:
+        raise SettingsError(
+            f"states that processes share need one identifier secret: give all of them {VARIABLE},"
+            " 16 to 64 random bytes in hexadecimal digits, or the file secret in store.path"
+        )
+    return secret
 
 
 def keep_secret(secret: Secret, folder: Path) -> Path | None:

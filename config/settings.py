@@ -88,6 +88,7 @@ class CacheSettings(_Group):
     valid_until_cap_s: int = Field(default=3_600, ge=0, le=_YEAR_S)
     valid_until_max_steps: int = Field(default=4, ge=1, le=65_536)
     inflight_wait_s: float = Field(default=5.0, ge=0.0, le=600.0)
+    max_invalidated: int = Field(default=1_024, ge=1, le=2**24)
 
 
 class ModelSettings(_Group):
@@ -134,7 +135,7 @@ class KafkaSettings(_Group):
     columns: str | None = Field(default=None, min_length=1, max_length=_MOST_PATH_BYTES)
     decode: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", max_length=512)
     max_message_bytes: int = Field(default=65_536, ge=256, le=8 * _KIB**2)
-    max_poll_records: int = Field(default=5_000, ge=1, le=100_000)
+    max_poll_records: int = Field(default=20_000, ge=1, le=100_000)
     fetch_wait_ms: int = Field(default=10, ge=0, le=10_000)
     commit_every_s: float = Field(default=0.5, gt=0.0, le=60.0)
     session_s: float = Field(default=10.0, ge=0.5, le=600.0)
@@ -160,6 +161,7 @@ class RedisSettings(_Group):
     max_pending_events: int = Field(default=100_000, ge=1, le=10_000_000)
     pending_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     label_index_days: int = Field(default=120, ge=0, le=3_660)
+    hold_s: float = Field(default=300.0, ge=0.1, le=86_400.0)
     score_copies: int = Field(default=4, ge=1, le=64)
     score_ttl_s: int = Field(default=3_600, ge=1, le=_YEAR_S)
 

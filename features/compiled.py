@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _UNUSED_S = 30 * 86_400
 
 # Rooms that may hold kernels.
-_KERNEL_ROOMS = ("config", "features", "scoring")
+_KERNEL_ROOMS = ("config", "features", "invalidation", "scoring")
 
 
 @overload

@@ -89,3 +89,23 @@ def error_of(reply: ReplyError) -> FreshscoreError:
     if word in _REFUSED:
         return SettingsError(f"Redis refuses a command to this user: {reply}")
     raise RuntimeError(f"Redis: {reply}")
+
+
+def remove_namespace(nodes: Nodes, namespace: str) -> int:
+    """Remove every key of a namespace, on all nodes; how many there were. Raises Unavailable."""
+    n = 0
+    with nodes.lines() as lines:
+        for node in range(nodes.n):
+            cursor = b"0"
+            while True:
+                pattern = namespace.encode() + b":*"
+                found = lines.ask(node, b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000")
+                if type(found) is ReplyError:
+                    raise error_of(found)
+                cursor, keys = found
+                for key in keys:
+                    # One by one, for in a cluster the keys of one command share a slot.
+                    n += lines.ask(node, b"UNLINK", key) == 1
+                if cursor == b"0":
+                    break
+    return n

@@ -12,7 +12,7 @@ from freshscore.config.errors import FreshscoreError
 FAMILY = sorted(
     (one for one in vars(errors).values() if isinstance(one, type)), key=lambda one: one.__name__
 )
-RETRYABLE = {"DeadlineExceeded", "Unavailable"}
+RETRYABLE = {"Backpressure", "DeadlineExceeded", "Unavailable"}
 
 
 @pytest.mark.parametrize("error", FAMILY, ids=lambda error: error.__name__)
