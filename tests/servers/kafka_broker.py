@@ -88,7 +88,8 @@ class KafkaBroker(Server):
         # Where a key is there twice, Java takes the last.
         added = "".join(f"{key}={value}\n" for key, value in self._settings.items())
         properties.write_text(f"{text}\n{added}", encoding="utf-8")
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # One that began with a dash would be taken for an option.
+        cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         command = self._java("kafka.tools.StorageTool", "format", "-t", cluster)
         Child("formatting the Kafka broker's storage", command, self.log).finish(self.start_limit_s)
 

@@ -1,0 +1,181 @@
+"""The door to Kafka, on a real broker: reading in place is reading, and trouble has a name."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import kafka as client
+import pytest
+
+from freshscore.config.errors import SettingsError, Unavailable
+from freshscore.config.settings import KafkaSettings
+from freshscore.invalidation.kafka_door import (
+    Delivered,
+    Fetched,
+    LogAdmin,
+    LogReader,
+    LogWriter,
+    Partition,
+)
+from tests.servers.kafka_broker import KafkaBroker
+
+_LIMIT_POLLS = 200
+
+
+@pytest.fixture
+def settings(kafka: KafkaBroker) -> KafkaSettings:
+    return KafkaSettings(bootstrap_servers=kafka.bootstrap, max_poll_records=7)
+
+
+@pytest.fixture
+def topic(kafka: KafkaBroker) -> str:
+    name = f"t-{uuid.uuid4().hex}"
+    kafka.create_topic(name, partitions=2, settings={"message.timestamp.type": "LogAppendTime"})
+    return name
+
+
+@pytest.fixture
+def writer(settings: KafkaSettings) -> Iterator[LogWriter]:
+    one = LogWriter(settings)
+    yield one
+    one.close(5.0)
+
+
+def _read(reader: LogReader, n: int) -> dict[Partition, list[tuple[int, bytes, int]]]:
+    """Offset, value and arrival of the next `n` messages, by partition."""
+    found: dict[Partition, list[tuple[int, bytes, int]]] = {}
+    count = 0
+    for _ in range(_LIMIT_POLLS):
+        for one in reader.poll(100):
+            count += len(one)
+            found.setdefault(one.partition, []).extend(_messages(one))
+        if count >= n:
+            break
+    assert count == n
+    return found
+
+
+def _messages(fetched: Fetched) -> Iterator[tuple[int, bytes, int]]:
+    for i, offset in enumerate(fetched.offsets.tolist()):
+        yield offset, fetched.value(i), int(fetched.spans[i, 2])
+
+
+def _reference(kafka: KafkaBroker, topic: str) -> dict[Partition, list[tuple[int, bytes, int]]]:
+    """What kafka-python alone reads of a topic."""
+    consumer = client.KafkaConsumer(bootstrap_servers=kafka.bootstrap)
+    parts = [client.TopicPartition(topic, number) for number in (0, 1)]
+    consumer.assign(parts)
+    consumer.seek_to_beginning(*parts)
+    ends = consumer.end_offsets(parts)
+    found: dict[Partition, list[tuple[int, bytes, int]]] = {}
+    while any(consumer.position(at) < end for at, end in ends.items()):
+        for at, records in consumer.poll(100).items():
+            some = [(one.offset, one.value or b"", one.timestamp) for one in records]
+            found.setdefault((at.topic, at.partition), []).extend(some)
+    consumer.close()
+    return found
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_it_reads_what_is_there(
+    kafka: KafkaBroker, settings: KafkaSettings, topic: str, in_place: bool, compression: Any
+) -> None:
+    """Values, offsets and stamps; with keys, headers, tombstones, and batches of other clients."""
+    producer = client.KafkaProducer(
+        bootstrap_servers=kafka.bootstrap, linger_ms=20, compression_type=compression
+    )
+    for i in range(300):
+        value = None if i % 50 == 7 else gzip.compress(b"%d" % i) * (i % 5)
+        headers = [("h", b"x" * (i % 3))] if i % 11 == 0 else None
+        producer.send(topic, value, b"key-%d" % i if i % 2 else None, headers, i % 2)
+    producer.flush()
+    producer.close()
+    reader = LogReader(settings, [topic], group=None, in_place=in_place)
+    reader.assign([(topic, 0), (topic, 1)])
+    assert _read(reader, 300) == _reference(kafka, topic)
+    reader.seek((topic, 1), 101)
+    again = _read(reader, 49)[topic, 1]
+    assert [offset for offset, _, _ in again] == [*range(101, 150)]
+    reader.close()
+
+
+def test_a_group_divides_partitions_and_commits(
+    settings: KafkaSettings, topic: str, writer: LogWriter
+) -> None:
+    """What is committed is where the next member begins; nothing is committed by itself."""
+    for i in range(10):
+        writer.send(topic, None, b"%d" % i, partition=i % 2)
+    writer.flush(10.0)
+    group = uuid.uuid4().hex
+    reader = LogReader(settings, [topic], group=group)
+    found = _read(reader, 10)
+    assert reader.assignment == {(topic, 0), (topic, 1)} == set(found)
+    assert reader.committed((topic, 0)) is None
+    reader.commit({(topic, 0): 3, (topic, 1): 5}, wait=True)
+    reader.close()
+    again = LogReader(settings, [topic], group=group)
+    assert {at: [m[0] for m in some] for at, some in _read(again, 2).items()} == {
+        (topic, 0): [3, 4]
+    }
+    with LogAdmin(settings) as admin:
+        assert admin.committed(group) == {(topic, 0): 3, (topic, 1): 5}
+    again.close()
+
+
+def test_a_writer_tells_where_a_message_stands(
+    settings: KafkaSettings, topic: str, writer: LogWriter
+) -> None:
+    told: list[Delivered | None] = []
+    writer.send(topic, b"k", b"v", partition=1, done=told.append)
+    writer.flush(10.0)
+    (at,) = told
+    assert at is not None
+    assert (at.topic, at.partition, at.offset) == (topic, 1, 0)
+    assert at.arrival_ms > 1_500_000_000_000
+
+
+def test_a_part_of_what_was_fetched_knows_what_follows(
+    settings: KafkaSettings, topic: str, writer: LogWriter
+) -> None:
+    """Batches are made of parts: the end of each is the begin of the next."""
+    for i in range(9):
+        writer.send(topic, None, b"%d" % i, partition=0)
+    writer.flush(10.0)
+    reader = LogReader(settings, [topic], group=None)
+    reader.assign([(topic, 0)])
+    fetched: list[Fetched] = []
+    while sum(map(len, fetched)) < 9:
+        fetched += reader.poll(100)
+    parts = [one.part(i, i + 1) for one in fetched for i in range(len(one))]
+    assert [one.value(0) for one in parts] == [b"%d" % i for i in range(9)]
+    assert [one.next_offset for one in parts] == [*range(1, 10)]
+    assert all(
+        int(after.offsets[0]) == before.next_offset for before, after in itertools.pairwise(parts)
+    )
+    reader.close()
+
+
+def test_an_absent_topic_and_an_absent_broker_are_said(settings: KafkaSettings) -> None:
+    with pytest.raises(SettingsError, match="no topic none-of-these"):
+        LogReader(settings, ["none-of-these"], group="g")
+    away = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=1.0)
+    with pytest.raises(Unavailable, match=r"does not answer within 1\.0 s over PLAINTEXT"):
+        LogWriter(away)
+
+
+def test_closing_from_another_thread_ends_a_poll(settings: KafkaSettings, topic: str) -> None:
+    """So a consumer that waits for partitions stops at once when it is told to."""
+    reader = LogReader(settings, [topic], group=uuid.uuid4().hex)
+    closing = threading.Timer(0.2, reader.close)
+    closing.start()
+    for _ in range(_LIMIT_POLLS):
+        if not closing.is_alive():
+            break
+        reader.poll(50)
+    closing.join()
