@@ -26,6 +26,7 @@ from freshscore.features.evaluation import (
 )
 from freshscore.features.finishing import finished
 from freshscore.features.memory import i64, prefetch, put_i64, put_u64, u64
+from freshscore.features.reading_tiles import add_tiles
 
 # Scratch of one reader, in words: number and row of each entity, the members of one, how often the
 # accumulators were filled, then those (slots and lasts), then the work of scans.
@@ -169,7 +170,7 @@ def accumulate_span(store: int, code: int, span: int, row: int, as_of: int, scra
     members = scratch + 8 * MEMBERS
     gather_members(store, row, entity, scratch)
     head = t.entity_head(store, entity)
-    if state != 0 and usable(span, state, as_of) and not _own_is_elsewhere(store, row):
+    if state != 0 and _has_sums(span, state, as_of) and not _own_is_elsewhere(store, row):
         sum_span(span, head, state, row, members, as_of, slots, changes, work)
         return
     n = i64(state + t.COUNT) if state != 0 else 0
@@ -181,6 +182,16 @@ def accumulate_span(store: int, code: int, span: int, row: int, as_of: int, scra
         known = next_known(records, n, width, as_of)
         for k in range(n_windows):
             put_i64(changes + 8 * k, min(i64(changes + 8 * k), known))
+    tiles = i64(head + t.TILES)
+    if tiles != 0 and i64(tiles + 8) > 0:
+        layout = i64(tiles + 16)
+        add_tiles(span, layout, i64(tiles), i64(tiles + 8), as_of, slots, changes)
+
+
+@kernel
+def _has_sums(span: int, state: int, as_of: int) -> bool:
+    # A state that was fetched for one request has no room behind its records, so no sums.
+    return bool(usable(span, state, as_of) and i64(state + t.CAPACITY) > 0)
 
 
 @kernel

@@ -3,7 +3,7 @@
 Head of a store, int64 words at one address:
 
     0 ..             common words, as the constants below name them
-    ENTITY + 24 * e  words of entity e: its table, its hash, its record width, its limits
+    ENTITY + 24 * e  words of entity e: its table, its hash, its record width, its limits, its tiles
 
 An entity's row has ENTITY_ROW bytes: token, version (128-bit sum of record digests), the segment
 with its records, counts, and up to when it has forgotten. Payments: identity, time << 16 | flags,
@@ -45,6 +45,11 @@ COMPLETE_SINCE: Final = 144
 UNKNOWN: Final = 2**62
 # Whether nothing more is applied: what is being saved must not change.
 SEALED: Final = 152
+# Bits of what is missing of the states of a request: 0 in a memory store, whose states are all
+# there. Words behind it are a request store's own (features/request_kernels.py).
+DEGRADED: Final = 160
+STATE_LOST: Final = 2
+STATE_DAMAGED: Final = 4
 
 ENTITY: Final = 32 * 8
 ENTITY_HEAD: Final = 24 * 8
@@ -63,6 +68,9 @@ BLOCK_WORDS: Final = 80
 BLOCK_CONDITIONS: Final = 88  # address of the conditions that block sums keep
 N_BLOCK_CONDITIONS: Final = 96
 BLOCK_WANTS: Final = 104
+# Address of where the tiles of the entity's one state lie, how many, and its layout; 0 in a memory
+# store, which folds nothing.
+TILES: Final = 112
 
 # One entity's row, in bytes.
 ENTITY_ROW: Final = 96

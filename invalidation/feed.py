@@ -123,19 +123,12 @@ class Feed:
         and time: the payment's own, or neither; then they are looked up. Raises BadFact, and
         UnknownTransaction if there is nothing to look up.
         """
-        if not flags:
-            raise BadFact("a label needs at least one fact, such as fraud=True")
-        if (entities is None) != (time is None):
-            raise BadFact("a label brings entities and time together, or neither")
-        if entities is not None:
-            self._check_entities(entities)
-        numbers = {name: self._fact_number(name, value) for name, value in flags.items()}
+        numbers, row = checked_label(self._packer, transaction_id, flags, entities, time)
         looked_up = entities is None
-        row = self._fact_row(transaction_id, entities, time)
         time_or_0 = 0 if time is None else time_ms(time)
         known_ms = self._known_ms(known_at, time_or_0)
-        if not looked_up and abs(known_ms - time_or_0) >= SENDER_LIMIT_MS:
-            raise BadFact("a fact lies more than 17 years from its event")
+        if not looked_up:
+            check_distance(known_ms, time_or_0)
         if self._begin is not None:
             self._start()
         for name, value in flags.items():
@@ -190,50 +183,82 @@ class Feed:
         for outcome, count in outcomes.items():
             self._count(f"fact {outcome}", count)
 
-    def _fact_number(self, name: str, value: object) -> int:
-        facts = self._packer.program.specification.facts
-        if name not in facts:
-            raise BadFact(f"{name!r} is no fact of the specification; it has {', '.join(facts)}")
-        if not isinstance(value, bool):
-            raise BadFact(f"fact {name!r} must be True or False, not {type(value).__name__}")
-        return facts.index(name)
-
-    def _check_entities(self, entities: Mapping[str, str]) -> None:
-        read = {part for layout in self._packer.program.entities for part in layout.parts}
-        if not read.intersection(entities):
-            raise BadFact(
-                f"none of the fact's entities is one that the specification reads: it has"
-                f" {', '.join(sorted(map(str, entities))) or 'none'}; read are"
-                f" {', '.join(sorted(read)) or 'none'}"
-            )
-
     def _known_ms(self, known_at: datetime | int | None, event_ms: int) -> int:
         if known_at is None:
             return max(self._store.newest_ms, event_ms)
-        try:
-            return time_ms(known_at, "known_at")
-        except BadTransaction as problem:
-            raise BadFact(str(problem)) from None
-
-    def _fact_row(
-        self,
-        transaction_id: str,
-        entities: Mapping[str, str] | None,
-        time: datetime | int | None,
-    ) -> bytes:
-        try:
-            named = Transaction(
-                transaction_id,
-                _ANY_TIME_MS if time is None else time,
-                0,
-                self._packer.program.specification.currency,
-                {} if entities is None else entities,
-            )
-        except BadTransaction as problem:
-            raise BadFact(str(problem)) from None
-        return self._packer.row(named)
+        return known_ms_of(known_at)
 
     def _count(self, outcome: str, count: int = 1) -> None:
         if count:
             with self._counting:
                 self._counts[outcome] = self._counts.get(outcome, 0) + count
+
+
+def checked_label(
+    packer: Packer,
+    transaction_id: str,
+    flags: Mapping[str, bool],
+    entities: Mapping[str, str] | None,
+    time: datetime | int | None,
+) -> tuple[dict[str, int], bytes]:
+    """Fact -> its number, and the row of the payment that a label is about. Raises BadFact."""
+    if not flags:
+        raise BadFact("a label needs at least one fact, such as fraud=True")
+    if (entities is None) != (time is None):
+        raise BadFact("a label brings entities and time together, or neither")
+    if entities is not None:
+        _check_entities(packer, entities)
+    numbers = {name: _fact_number(packer, name, value) for name, value in flags.items()}
+    return numbers, _fact_row(packer, transaction_id, entities, time)
+
+
+def known_ms_of(known_at: datetime | int) -> int:
+    """When a fact became known, ms. Raises BadFact."""
+    try:
+        return time_ms(known_at, "known_at")
+    except BadTransaction as problem:
+        raise BadFact(str(problem)) from None
+
+
+def check_distance(known_ms: int, event_ms: int) -> None:
+    """Raise BadFact for a fact that lies further from its event than a record can say."""
+    if abs(known_ms - event_ms) >= SENDER_LIMIT_MS:
+        raise BadFact("a fact lies more than 17 years from its event")
+
+
+def _fact_number(packer: Packer, name: str, value: object) -> int:
+    facts = packer.program.specification.facts
+    if name not in facts:
+        raise BadFact(f"{name!r} is no fact of the specification; it has {', '.join(facts)}")
+    if not isinstance(value, bool):
+        raise BadFact(f"fact {name!r} must be True or False, not {type(value).__name__}")
+    return facts.index(name)
+
+
+def _check_entities(packer: Packer, entities: Mapping[str, str]) -> None:
+    read = {part for layout in packer.program.entities for part in layout.parts}
+    if not read.intersection(entities):
+        raise BadFact(
+            f"none of the fact's entities is one that the specification reads: it has"
+            f" {', '.join(sorted(map(str, entities))) or 'none'}; read are"
+            f" {', '.join(sorted(read)) or 'none'}"
+        )
+
+
+def _fact_row(
+    packer: Packer,
+    transaction_id: str,
+    entities: Mapping[str, str] | None,
+    time: datetime | int | None,
+) -> bytes:
+    try:
+        named = Transaction(
+            transaction_id,
+            _ANY_TIME_MS if time is None else time,
+            0,
+            packer.program.specification.currency,
+            {} if entities is None else entities,
+        )
+    except BadTransaction as problem:
+        raise BadFact(str(problem)) from None
+    return packer.row(named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
@@ -42,13 +42,35 @@ class Scored:
         return np.ascontiguousarray(self.outs[:, at : at + 8]).view(kind).reshape(-1)
 
 
+class RowStates(Protocol):
+    """Where the states of a table's rows are fetched before each is scored."""
+
+    @property
+    def context_at(self) -> int:
+        """The context that scores on them."""
+        ...
+
+    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
+        """The instant at which a row is scored, ms."""
+        ...
+
+    def take(self, rows: NDArray[np.uint64], number: int) -> None:
+        """Let the context have the states of row `number`."""
+        ...
+
+
 def score_table(
-    serving: Serving, table: PaymentTable, as_of_ms: int, flights: Flights, wait_s: float
+    serving: Serving,
+    table: PaymentTable,
+    as_of_ms: int,
+    flights: Flights,
+    wait_s: float,
+    states: RowStates | None = None,
 ) -> Scored:
     """Score every payment of `table` at `as_of_ms` (0: as `Scorer.score` chooses).
 
     A model that is not walked is called once for all rows that need it; wait_s: how long to wait,
-    after that, for what other threads compute.
+    after that, for what other threads compute. states: None where all are in memory.
     """
     rows = rows_of(table, serving.packer)
     outs = np.zeros((len(rows), serving.out_bytes), np.uint8)
@@ -56,13 +78,19 @@ def score_table(
     score_in, context_at = serving.score_in, serving.context_at
     row_at, out_at = address_of(rows), address_of(outs)
     row_bytes, out_bytes = rows.strides[0], serving.out_bytes
+    at_ms = as_of_ms
+    if states is not None:
+        context_at = states.context_at
     for i in range(len(rows)):
-        scored.statuses[i] = score_in(context_at, row_at, as_of_ms, out_at)
+        if states is not None:
+            states.take(rows, i)
+            at_ms = states.instant(rows[i], as_of_ms)
+        scored.statuses[i] = score_in(context_at, row_at, at_ms, out_at)
         row_at += row_bytes
         out_at += out_bytes
     needing = np.flatnonzero(scored.statuses == c.NEEDS_MODEL)
     while len(needing):
-        needing = _call_model(serving, rows, scored, needing, flights, wait_s)
+        needing = _call_model(serving, rows, scored, needing, flights, wait_s, states)
     for i in np.flatnonzero(scored.statuses == c.TO_BE_PROBED).tolist():
         check_probe(serving, outs[i].tobytes())
         scored.statuses[i] = c.SERVED
@@ -76,6 +104,7 @@ def _call_model(
     needing: NDArray[np.int64],
     flights: Flights,
     wait_s: float,
+    states: RowStates | None,
 ) -> NDArray[np.int64]:
     """Call the model once for the keys that nobody computes; the rows that still need it then."""
     outs, statuses = scored.outs, scored.statuses
@@ -89,13 +118,23 @@ def _call_model(
             others[i] = key
         else:
             led[key], boarded[key] = i, flight
-    row_at, out_at = address_of(rows), address_of(outs)
+    row_at, out_at, at_context = address_of(rows), address_of(outs), serving.context_at
+    if states is not None:
+        at_context = states.context_at
     try:
         if led:
             at = [*led.values()]
             features = np.ascontiguousarray(outs[at, features_at(serving) :]).view(np.float64)
             for i, score in zip(at, serving.model.predict(features).tolist(), strict=True):
-                keep(serving, row_at + i * rows.strides[0], out_at + i * outs.strides[0], score)
+                if states is not None:
+                    states.take(rows, i)
+                keep(
+                    serving,
+                    row_at + i * rows.strides[0],
+                    out_at + i * outs.strides[0],
+                    score,
+                    at_context,
+                )
                 statuses[i] = c.SERVED
     finally:
         for key, flight in boarded.items():
@@ -109,8 +148,10 @@ def _call_model(
             continue
         at_ms = int(outs[i, c.OUT_AS_OF : c.OUT_AS_OF + 8].view(np.int64)[0])
         outs[i] = 0
+        if states is not None:
+            states.take(rows, i)
         statuses[i] = serving.score_in(
-            serving.context_at,
+            at_context,
             row_at + i * rows.strides[0],
             at_ms,
             out_at + i * outs.strides[0],

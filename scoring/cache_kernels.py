@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from freshscore.features import row as r
 from freshscore.features.compiled import kernel
 from freshscore.features.memory import i32, i64, prefetch, put_i32, put_i64, put_u64, signed, u64
 from freshscore.scoring import cache_layout as c
@@ -49,6 +50,34 @@ def find(tier: int, low: np.uint64, high: np.uint64) -> int:
             if u64(entry) == low and u64(entry + c.ID_HIGH) == high:
                 return entry
     return NONE
+
+
+@kernel
+def is_valid(tier: int, n_entities: int, row: int, entry: int) -> bool:
+    """Whether no invalidation of the model, of the row's cohort or of its entities is newer."""
+    made = i64(entry + c.GENERATION)
+    if made >= i64(tier + c.NEWEST_INVALIDATION):
+        return True
+    cohort = (i64(row + r.BITS) >> 40) & 0xFF
+    if made < i64(tier + c.MODEL_FROM) or made < i64(i64(tier + c.COHORTS) + 8 * cohort):
+        return False
+    for token in range(row + r.TOKENS, row + r.TOKENS + 16 * n_entities, 16):
+        if made < invalidation_of(tier, u64(token), u64(token + 8)):
+            return False
+    return True
+
+
+@kernel
+def invalidation_of(tier: int, low: np.uint64, high: np.uint64) -> int:
+    """The newest invalidation of the entity with this token, or 0."""
+    mask = i64(tier + c.INVALIDATED_MASK)
+    at = signed(low >> np.uint64(1)) & mask
+    while True:
+        slot = i64(tier + c.INVALIDATED) + c.TOKEN_SLOT * at
+        number = i64(slot + 16)
+        if number == 0 or (u64(slot) == low and u64(slot + 8) == high):
+            return number
+        at = (at + 1) & mask
 
 
 @kernel

@@ -12,12 +12,18 @@ is no longer used grows old. Buckets of eight lose about 2 % of the entries that
 An entry, in bytes, then its box (lowest and highest cell of each feature, uint16), then a mark of
 32 bits for each entity's state. STATES is the sum of the states' versions without the payment's own
 records, SEEN the sum with them as it last was: where that has not moved, neither has the other.
+
+Invalidations are numbered: an entry carries the newest number that was known when its score was
+computed, and is served only if that is not below the newest invalidation of the model, of the
+payment's cohort, and of each of its entities.
 """
 
 from __future__ import annotations
 
 import struct
 from typing import Final
+
+from freshscore.features import tables as t
 
 WAYS: Final = 8
 MARKS_BYTES: Final = 64
@@ -28,6 +34,8 @@ CODE: Final = 8
 IMAGE: Final = 16
 TIER: Final = 24
 SCRATCH: Final = 32
+CACHE_OFF: Final = 40  # whether nothing may be served that is not computed now
+CONTEXT_WORDS: Final = 6
 
 # An entry.
 ID_LOW: Final = 0
@@ -44,7 +52,8 @@ HASH_HIGH: Final = 80
 COMPUTED: Final = 88
 SEEN_LOW: Final = 96
 SEEN_HIGH: Final = 104
-BOX: Final = 112
+GENERATION: Final = 112
+BOX: Final = 120
 
 # The head of a tier, in bytes.
 ENTRIES: Final = 0
@@ -70,7 +79,16 @@ HAS_BOX: Final = 168
 STATISTICS: Final = 176  # address
 RAW: Final = 184  # the key is the features' own bits, not cells
 FOREST_SCRATCH: Final = 192  # address of what a walk needs, on a cache line
-HEAD_WORDS: Final = 26
+NOW: Final = 200  # the newest invalidation that is known
+NEWEST_INVALIDATION: Final = 208  # 0 for as long as there was none
+MODEL_FROM: Final = 216  # that of the whole model
+COHORTS: Final = 224  # address: that of each cohort, int64
+INVALIDATED: Final = 232  # address: tokens of entities, each with that of it
+INVALIDATED_MASK: Final = 240
+HEAD_WORDS: Final = 31
+# A slot of that table: a token, then its number; 0 where the slot is empty.
+TOKEN_SLOT: Final = 24
+N_COHORTS: Final = 256
 
 # Sources of a score.
 MEMO: Final = 0
@@ -87,7 +105,8 @@ OTHER_EVENTS: Final = 3
 FACTS: Final = 4
 OWN_EVENT: Final = 5
 EARLIER: Final = 6
-N_CAUSES: Final = 7
+NOT_TO_BE_SERVED: Final = 7  # invalidated, or nothing may be served
+N_CAUSES: Final = 8
 
 # Statistics, in words: answers by source; by cause how many scores were looked at again, and how
 # many of them the box or cell confirmed (absorbed); by cause and entity; probes and mismatches;
@@ -121,8 +140,14 @@ OUT_COMPLETE_SINCE: Final = 96  # 0 where all windows are complete
 OUT_VERSIONS: Final = 104
 # OUT_MODE after NEEDS_MODEL: the next call with it keeps the score that it is given.
 KEEP: Final = 1
+# The same, for a score that was found elsewhere, computed at OUT_FOUND.
+FOUND: Final = 2
 # Until it is served: which filling of the accumulators its features are of.
 OUT_FILLED: Final = OUT_VALID_UNTIL
+# And which invalidation was the newest when it was asked.
+OUT_NOW: Final = OUT_COMPUTED
+# What is told with FOUND: when the score was computed.
+OUT_FOUND: Final = OUT_DECISION
 
 # The first five of them: score, source, decision, as_of, valid_until.
 HEAD: Final = struct.Struct("<dqqqq")
@@ -133,6 +158,8 @@ DECLINE: Final = 2
 
 # Bits of OUT_DEGRADED.
 TOO_MANY_EVENTS: Final = 1
+STATE_LOST: Final = t.STATE_LOST
+STATE_DAMAGED: Final = t.STATE_DAMAGED
 
 # What a scoring call comes to.
 SERVED: Final = 0

@@ -18,7 +18,7 @@ from freshscore.scoring.serving import Serving
 
 
 def counts_of(
-    serving: Serving, store: MemoryStore, feed_counts: dict[str, int], latencies: Latencies
+    serving: Serving, store: dict[str, Any], feed_counts: dict[str, int], latencies: Latencies
 ) -> dict[str, Any]:
     """Counts since the scorer was opened, by the names that the documentation gives them."""
     words = serving.tier.statistics
@@ -51,20 +51,25 @@ def counts_of(
             for number, source in enumerate(SOURCES)
         },
         "feed": dict(sorted(feed_counts.items())),
-        "store": {
-            "entities": store.n_entities,
-            "payments": store.n_payments,
-            "records": store.n_records,
-            "newest_ms": store.newest_ms,
-            "complete_since_ms": store.complete_since_ms,
-            "bytes": store.memory,
-        },
+        "store": store,
         "cache": {
             "scores": serving.tier.n_entries,
             "max_scores": serving.tier.max_entries,
             "evicted": serving.tier.n_evicted,
             "max_bytes": serving.tier.max_bytes,
         },
+    }
+
+
+def store_counts(store: MemoryStore) -> dict[str, Any]:
+    """What a memory store holds."""
+    return {
+        "entities": store.n_entities,
+        "payments": store.n_payments,
+        "records": store.n_records,
+        "newest_ms": store.newest_ms,
+        "complete_since_ms": store.complete_since_ms,
+        "bytes": store.memory,
     }
 
 

@@ -40,6 +40,7 @@ _COMPUTED: Final = {
     "facts": "facts about earlier events have changed the features since the last score",
     "own event": "the payment's own event was observed since the last score",
     "earlier as_of": "the last score is of a later as_of",
+    "not to be served": "cached scores were invalidated, or may not be served without a lease",
 }
 
 

@@ -11,14 +11,32 @@ from freshscore.scoring import cache_layout as c
 
 SOURCES: Final = ("memo", "box", "cell", "computed")
 DECISIONS: Final = ("approve", "review", "decline")
-CAUSES: Final = ("new", "time", "content", "other events", "facts", "own event", "earlier as_of")
+CAUSES: Final = (
+    "new",
+    "time",
+    "content",
+    "other events",
+    "facts",
+    "own event",
+    "earlier as_of",
+    "not to be served",
+)
 _DEGRADED: Final = {
     c.TOO_MANY_EVENTS: "too many events",
+    c.STATE_LOST: "state lost",
+    c.STATE_DAMAGED: "state damaged",
 }
 _SENTENCES: Final = {
     "too many events": (
         "an entity has had more events than store.max_events_per_entity, so its longest windows"
         " are incomplete"
+    ),
+    "state lost": (
+        "a node with states of this payment has lost its data, or never had any, and is not rebuilt"
+        " yet, so what happened before may be missing"
+    ),
+    "state damaged": (
+        "stored bytes of a state of this payment fail their check, so that state was left out"
     ),
 }
 
@@ -31,7 +49,8 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
     transaction_id: as asked. score: float64. decision: approve, review or decline. source: memo,
     box, cell or computed. as_of, valid_until: int ms UTC; until then time alone cannot change the
     score. model_version: of the model that gave it. error: in a batch, why a row was set aside;
-    then there is no score.
+    then there is no score. pending: events of its entities that this process observed, which the
+    score counts and Redis did not show yet; embedded none.
     """
 
     transaction_id: str
@@ -44,6 +63,7 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
     entity_names: tuple[str, ...]
     raw: bytes
     error: str | None = None
+    pending: int = 0
 
     @property
     def feature_hash(self) -> str:
@@ -52,8 +72,10 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
 
     @property
     def tier(self) -> str | None:
-        """Where a cached score was found: memory; None for a computed one."""
-        return "memory" if self.source in ("memo", "box", "cell") else None
+        """Where a cached score was found: memory or redis; None for a computed one."""
+        if self.source not in ("memo", "box", "cell"):
+            return None
+        return "redis" if self.raw[c.OUT_MODE] == c.FOUND else "memory"
 
     @property
     def age_ms(self) -> int:
@@ -83,7 +105,11 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
 
     @property
     def watermark(self) -> int:
-        """Embedded: the newest event time applied, int ms UTC; 0 before the first."""
+        """Up to when the states are complete, int ms UTC; 0 while that is not known.
+
+        Embedded: the newest event time applied. Shared: the arrivals that every partition of the
+        log has passed, as the nodes said that were read.
+        """
         watermark: int = _INT(self.raw, c.OUT_WATERMARK)[0]
         return watermark
 

@@ -62,6 +62,7 @@ from freshscore.scoring.cache_kernels import (
     find,
     find_cell,
     hint_cell,
+    is_valid,
     place,
     random_bits,
     use,
@@ -300,7 +301,7 @@ def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
 
     looks_from: the earliest instant from which the features look back.
     """
-    degraded = 0
+    degraded = i64(store + t.DEGRADED)
     complete_since = i64(store + t.COMPLETE_SINCE)
     for e in range(i64(store + t.N_ENTITIES)):
         state = i64(scratch + 8 * (ROWS + e))
@@ -311,7 +312,7 @@ def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
             high = u64(state + t.VERSION + 8)
             lost = i64(state + t.LOST)
             if lost != 0 and looks_from - i64(store + t.HELD) < lost:
-                degraded = c.TOO_MANY_EVENTS
+                degraded |= c.TOO_MANY_EVENTS
                 complete_since = max(complete_since, lost)
         put_u64(out + c.OUT_VERSIONS + 16 * e, low)
         put_u64(out + c.OUT_VERSIONS + 16 * e + 8, high)
@@ -407,6 +408,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     After NEEDS_MODEL the caller calls again, with the same `out` and the bits of the score as
     `as_of`: it is kept and reported for the states of that moment. It becomes a memo only if
     they are still the same; else the next request evaluates, and finds its cell.
+    With FOUND as the mode it is a score that another process computed for this cell.
     """
     store = i64(context + c.STORE)
     code = i64(context + c.CODE)
@@ -414,7 +416,8 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
     tier = i64(context + c.TIER)
     scratch = i64(context + c.SCRATCH)
     has_box = i64(tier + c.HAS_BOX) != 0
-    keep = i64(out + c.OUT_MODE) == c.KEEP
+    found = i64(out + c.OUT_MODE) == c.FOUND
+    keep = found or i64(out + c.OUT_MODE) == c.KEEP
     time = i64(row + r.TIME)
     score_bits = as_of
     if keep:
@@ -436,22 +439,34 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         low, high = u64(entry + c.STATES_LOW), u64(entry + c.STATES_HIGH)
     else:
         low, high = without_own(store, row, seen_low, seen_high, scratch)
-    moved = False
+    # A set of which a part is missing is not remembered: what is found of it next is another one.
+    moved = i64(store + t.DEGRADED) != 0
     cause = i64(out + c.OUT_CAUSE)
     evaluated = False
+    now = i64(tier + c.NOW)
+    cache_on = i64(context + c.CACHE_OFF) == 0 and not keep
+    served = cache_on
     if keep:
+        now = i64(out + c.OUT_NOW)
         # During the call the instant may have become one for which records are not held any more.
-        moved = _states_moved(store, out, scratch) or _refusal(store, code, time, as_of) != c.SERVED
+        moved = (
+            moved
+            or _states_moved(store, out, scratch)
+            or _refusal(store, code, time, as_of) != c.SERVED
+        )
         evaluated = i64(out + c.OUT_FILLED) == i64(scratch + 8 * FILLED)
     else:
         # The last event and pairs are looked for before the payment's own time.
         looks_from = time if i64(code + 8 * p.N_LASTS) > 0 else as_of
         _state_out(store, looks_from, out, scratch)
-    source = c.COMPUTED_NOW
+    source = c.CELL if found else c.COMPUTED_NOW
     status = c.SERVED
     if entry != NONE and not keep:
         same = bool(u64(entry + c.STATES_LOW) == low and u64(entry + c.STATES_HIGH) == high)
-        if _is_memo(row, as_of, entry, same):
+        served = cache_on and is_valid(tier, i64(store + t.N_ENTITIES), row, entry)
+        if not served:
+            cause = c.NOT_TO_BE_SERVED
+        elif _is_memo(row, as_of, entry, same):
             source = c.MEMO
             _see(entry, seen_low, seen_high)
         else:
@@ -460,7 +475,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         if not evaluated:
             ask_for_states(store, scratch)
             _evaluate(context, row, as_of)
-        if not keep and entry != NONE and _same_key(tier, entry):
+        if served and entry != NONE and _same_key(tier, entry):
             source = c.BOX_HIT if has_box else c.CELL
             _count(tier, c.BY_CAUSE + cause)
             _count(tier, c.ABSORBED + cause)
@@ -471,15 +486,20 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
                 hash_low, hash_high = u64(out + c.OUT_HASH_LOW), u64(out + c.OUT_HASH_HIGH)
             else:
                 hash_low, hash_high = _cell_hash(tier, cells, i64(tier + c.FEATURES))
-                other = find_cell(tier, hash_low, hash_high)
+                if cache_on:
+                    other = find_cell(tier, hash_low, hash_high)
+                    if other != NONE and not is_valid(tier, i64(store + t.N_ENTITIES), row, other):
+                        other = NONE
                 if other != NONE:
                     _count(tier, c.ABSORBED + cause)
                 elif not has_box:
-                    _ask_for_model(context, as_of, cause, hash_low, hash_high, out)
+                    _ask_for_model(context, as_of, cause, hash_low, hash_high, now, out)
                     return c.NEEDS_MODEL
             _count(tier, c.BY_CAUSE + cause)
             if other != NONE:
                 use(tier, other)
+            if found:
+                _count(tier, c.ABSORBED + cause)
             if entry == NONE:
                 entry = place(tier, u64(row), u64(row + r.IDENTITY_HIGH))
             if other != NONE:
@@ -494,14 +514,15 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
                     high_cells = box + 2 * i64(tier + c.N_FEATURES)
                     raw = walk_box(image, cells, i64(tier + c.FOREST_SCRATCH), box, high_cells)
                     put_f64(entry + c.SCORE, score_of(image, raw))
-                put_i64(entry + c.COMPUTED, as_of)
+                put_i64(entry + c.COMPUTED, i64(out + c.OUT_FOUND) if found else as_of)
+                put_i64(entry + c.GENERATION, now)
             # A new entry may stand in the place of the one whose cell was found.
             put_u64(entry + c.HASH_LOW, hash_low)
             put_u64(entry + c.HASH_HIGH, hash_high)
             hint_cell(tier, hash_low, hash_high, entry)
     if source != c.COMPUTED_NOW:
         use(tier, entry)
-        if signed(random_bits(tier) >> np.uint64(11)) < i64(tier + c.PROBE_BELOW):
+        if not keep and signed(random_bits(tier) >> np.uint64(11)) < i64(tier + c.PROBE_BELOW):
             if has_box:
                 _probe(context, row, as_of, entry)
             else:
@@ -520,7 +541,13 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
 
 @kernel
 def _ask_for_model(
-    context: int, as_of: int, cause: int, hash_low: np.uint64, hash_high: np.uint64, out: int
+    context: int,
+    as_of: int,
+    cause: int,
+    hash_low: np.uint64,
+    hash_high: np.uint64,
+    now: int,
+    out: int,
 ) -> None:
     """Leave in `out` what the model needs, and what must be known when its score is kept."""
     put_i64(out + c.OUT_MODE, c.KEEP)
@@ -529,6 +556,7 @@ def _ask_for_model(
     put_u64(out + c.OUT_HASH_HIGH, hash_high)
     put_i64(out + c.OUT_AS_OF, as_of)
     put_i64(out + c.OUT_CAUSE, cause)
+    put_i64(out + c.OUT_NOW, now)
     _features_out(context, out)
 
 

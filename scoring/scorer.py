@@ -15,7 +15,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
-from freshscore.config.clock import SystemClock
+from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import (
     AsOfTooOld,
     BadModel,
@@ -33,7 +33,7 @@ from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.embedded import EmbeddedState
 from freshscore.invalidation.feed import Feed
 from freshscore.scoring import cache_layout as c
-from freshscore.scoring.counts import counts_of
+from freshscore.scoring.counts import counts_of, store_counts
 from freshscore.scoring.flights import Flights
 from freshscore.scoring.latencies import Latencies
 from freshscore.scoring.result import DECISIONS, SOURCES, Result, refused, result_of
@@ -47,8 +47,13 @@ from freshscore.scoring.serving import (
 from freshscore.scoring.tier import TierLimits
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
+    from freshscore.features.specification import FeatureSpecification
+    from freshscore.features.table import PaymentTable
+    from freshscore.scoring.batch import Scored
     from freshscore.scoring.explanation import Explanation
 
 # One call in 16 is timed, at distances of 1 to 31 that no period of traffic fits (a multiplicative
@@ -67,13 +72,17 @@ class Scorer:
     def __init__(
         self, settings: Settings, state: EmbeddedState, feed: Feed, serving: Serving
     ) -> None:
-        self._settings = settings
         self._state = state
         self._store = state.store
         self._feed = feed
+        self._begin(settings, serving)
+
+    def _begin(self, settings: Settings, serving: Serving) -> None:
+        """What every scorer has, wherever its states are."""
+        self._settings = settings
         self._serving: Serving | None = serving
         self._refusal: FreshscoreError = Closed("the scorer is closed")
-        self._clock = SystemClock()
+        self._clock: Clock = SystemClock()
         self._flights = Flights(self._clock)
         self._latencies = Latencies(len(SOURCES))
         self._calls = 0
@@ -96,19 +105,19 @@ class Scorer:
         model: a Model, a CallableModel, or any callable over the feature matrix, float64 (n, F),
         that gives n finite scores (reviewed from 0.5, declined from 0.9); None: the champion, the
         version last trained or imported into the store's folder.
-        Raises SettingsError, NoModel, ModelMismatch, DamagedState, WrongSecret.
+        With store.backend = "redis" its states are in Redis, and what it observes goes to Kafka
+        (scoring/shared_scorer.py). Raises SettingsError, NoModel, ModelMismatch, DamagedState,
+        WrongSecret, Unavailable.
         """
         loaded = load_settings(profile, settings=settings)
+        if loaded.store.backend == "redis":
+            # The clients of Redis and Kafka are imported by those who have servers.
+            from freshscore.scoring.shared_scorer import SharedScorer
+
+            return SharedScorer.connected(loaded, model)
         state = EmbeddedState.open(loaded)
-        chosen = _chosen(loaded, state, model)
-        cache = loaded.cache
-        limits = TierLimits(
-            max_bytes=cache.max_bytes,
-            probe_share=cache.probe_share,
-            cap_ms=1000 * cache.valid_until_cap_s,
-            max_steps=cache.valid_until_max_steps,
-        )
-        serving = Serving(state.store, chosen, limits, random_seed())
+        chosen = chosen_model(loaded, state.store.program.specification, model)
+        serving = Serving(state.store, chosen, tier_limits(loaded), random_seed())
         feed = Feed(state.store, serving.packer, state.acceptance, state.begin_writing)
         return cls(loaded, state, feed, serving)
 
@@ -147,7 +156,8 @@ class Scorer:
             id(out) + BYTES_AT,
         )
         if status:
-            out = self._go_on(serving, status, tx, row, out, as_of, deadline_ms)
+            at = serving.context_at
+            out = self._go_on(serving, status, tx, row, out, as_of, deadline_ms, at)
         score, source, decision, at, until = _HEAD(out)
         return Result(
             tx._transaction_id,
@@ -227,20 +237,18 @@ class Scorer:
             raise self._refusal
         at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
         if isinstance(rows, list | tuple):
-            return [self._one_of_many(serving, row, at_ms or None) for row in rows]
+            return self._listed(serving, rows, at_ms)
         # pandas is imported by those who have a frame.
         from freshscore.features.reading import read_payments
-        from freshscore.scoring.batch import as_frame, score_table
+        from freshscore.scoring.batch import as_frame
 
         if not hasattr(rows, "index") or not hasattr(rows, "columns"):
             raise TypeError(
                 f"rows are a pandas DataFrame or a list, not {type(rows).__name__};"
                 " freshscore score --data scores a file"
             )
-        table = read_payments(rows, self._store.program.specification)
-        wait_s = self._settings.cache.inflight_wait_s
-        scored = score_table(serving, table, at_ms, self._flights, wait_s)
-        return as_frame(serving, table, scored, rows.index)
+        table = read_payments(rows, serving.packer.program.specification)
+        return as_frame(serving, table, self._tabled(serving, table, at_ms), rows.index)
 
     def explain(
         self, tx: Transaction | Mapping[str, Any], *, as_of: datetime | int | None = None
@@ -256,8 +264,11 @@ class Scorer:
             raise self._refusal
         transaction = Transaction.of(tx)
         result = self.score(transaction, as_of=as_of)
-        vector = self._store.features(serving.packer.row(transaction), result.as_of)
-        return explained(serving.model, self._store.program.specification, vector, result)
+        vector = self._vector(serving.packer.row(transaction), result.as_of)
+        return explained(serving.model, serving.packer.program.specification, vector, result)
+
+    def _vector(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
+        return self._store.features(row, as_of_ms)
 
     def flush(self, timeout_s: float) -> None:
         """Wait until what was observed is in the aggregates: embedded it always is."""
@@ -268,7 +279,8 @@ class Scorer:
         """What was counted since the scorer was opened (docs/statistics.md has the names)."""
         if self._serving is None:
             raise self._refusal
-        return counts_of(self._serving, self._store, self._feed.counts, self._latencies)
+        counts = self._feed.counts
+        return counts_of(self._serving, store_counts(self._store), counts, self._latencies)
 
     def close(self) -> None:
         """Save what was observed if the settings name a folder; closing twice is the same as once.
@@ -280,7 +292,14 @@ class Scorer:
             self._refusal = Closed("the scorer is closed")
             self._serving = None
         if not isinstance(self._refusal, ForkedScorer):
-            self._state.close()
+            self._close_state()
+
+    def _close_state(self) -> None:
+        self._state.close()
+
+    def _abandon_state(self) -> None:
+        """In the child of a fork: what is open is the parent's."""
+        self._state.abandon()
 
     def __enter__(self) -> Self:
         """The scorer itself."""
@@ -295,15 +314,22 @@ class Scorer:
         """Close it."""
         self.close()
 
+    def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
+        """Results of a list; at_ms = 0: each at its own default."""
+        return [self._one_of_many(serving, row, at_ms or None) for row in rows]
+
+    def _tabled(self, serving: Serving, table: PaymentTable, at_ms: int) -> Scored:
+        """Answers to a table; at_ms as above."""
+        from freshscore.scoring.batch import score_table
+
+        wait_s = self._settings.cache.inflight_wait_s
+        return score_table(serving, table, at_ms, self._flights, wait_s)
+
     def _one_of_many(self, serving: Serving, row: Any, as_of_ms: int | None) -> Result:
         try:
             return self.score(row, as_of=as_of_ms)
         except (BadTransaction, AsOfTooOld, DeadlineExceeded) as problem:
-            name = row.get("transaction_id") if isinstance(row, Mapping) else None
-            if isinstance(row, Transaction):
-                name = row.transaction_id
-            named = name if isinstance(name, str) else ""
-            return refused(named, serving.version, len(serving.entity_names), str(problem))
+            return set_aside(serving, row, problem)
 
     def _timed(
         self,
@@ -319,7 +345,8 @@ class Scorer:
         at_ms = 0 if as_of is None else time_ms(as_of, "as_of")
         status = serving.score_in(serving.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
         if status:
-            out = self._go_on(serving, status, transaction, row, out, as_of, deadline_ms)
+            at = serving.context_at
+            out = self._go_on(serving, status, transaction, row, out, as_of, deadline_ms, at)
         result = result_of(transaction._transaction_id, out, serving.version, serving.entity_names)
         elapsed_ns = round((self._clock.monotonic_s() - started_s) * 1e9)
         self._latencies.add(SOURCES.index(result.source), elapsed_ns)
@@ -334,6 +361,7 @@ class Scorer:
         out: bytes,
         as_of: datetime | int | None,
         deadline_ms: float | None,
+        context_at: int,
     ) -> bytes:
         """Do what the kernel could not: refuse the instant, call the model, check a probe."""
         wait_s = self._settings.cache.inflight_wait_s
@@ -350,17 +378,18 @@ class Scorer:
             flight = self._flights.board(key)
             if flight is not None:
                 try:
-                    with_model_score(serving, row, out)
+                    self._call_model(serving, row, out, context_at)
                 finally:
                     self._flights.land(key, flight)
                 return out
             self._flights.wait(key, ends_s)
             at_ms = int.from_bytes(out[c.OUT_AS_OF : c.OUT_AS_OF + 8], "little")
             out = bytes(serving.out_bytes)
-            status = serving.score_in(
-                serving.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT
-            )
+            status = serving.score_in(context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
         return out
+
+    def _call_model(self, serving: Serving, row: bytes, out: bytes, context_at: int) -> None:
+        with_model_score(serving, row, out, context_at)
 
     def _check_instant(
         self, status: int, transaction: Transaction, as_of: datetime | int | None
@@ -385,8 +414,22 @@ class Scorer:
 _HEAD: Final = c.HEAD.unpack_from
 
 
-def _chosen(
-    settings: Settings, state: EmbeddedState, model: ServableModel | Callable[..., Any] | None
+def tier_limits(settings: Settings) -> TierLimits:
+    """What bounds the memory tier."""
+    cache = settings.cache
+    return TierLimits(
+        max_bytes=cache.max_bytes,
+        probe_share=cache.probe_share,
+        cap_ms=1000 * cache.valid_until_cap_s,
+        max_steps=cache.valid_until_max_steps,
+        max_invalidated=cache.max_invalidated,
+    )
+
+
+def chosen_model(
+    settings: Settings,
+    specification: FeatureSpecification,
+    model: ServableModel | Callable[..., Any] | None,
 ) -> ServableModel:
     """The model to serve, checked against the specification."""
     from freshscore.scoring.callable_model import CallableModel
@@ -397,7 +440,7 @@ def _chosen(
     if model is None:
         model = Registry.of(settings.store.path).champion()
     if isinstance(model, Model):
-        model.check_fits(state.store.program.specification)
+        model.check_fits(specification)
         return model
     if isinstance(model, CallableModel):
         return model
@@ -410,10 +453,19 @@ def _chosen(
     return CallableModel(model, "callable", [CohortThresholds(ALL, 0.5, 0.9)])
 
 
+def set_aside(serving: Serving, row: Any, problem: Exception) -> Result:
+    """The Result of a row that has no score."""
+    name = row.get("transaction_id") if isinstance(row, Mapping) else None
+    if isinstance(row, Transaction):
+        name = row.transaction_id
+    named = name if isinstance(name, str) else ""
+    return refused(named, serving.version, len(serving.entity_names), str(problem))
+
+
 def _forked(scorer: Scorer | None) -> None:
     if scorer is not None:
         scorer._serving = None
-        scorer._state.abandon()
+        scorer._abandon_state()
         scorer._refusal = ForkedScorer(
             "this scorer was opened before a fork, in another process; open one in each worker"
         )

@@ -15,17 +15,25 @@ from numpy.typing import NDArray
 
 from freshscore.features.compiled import entry_point
 from freshscore.features.memory import BYTES_AT
-from freshscore.features.packing import Cohort, Packer
-from freshscore.features.store import MemoryStore
+from freshscore.features.packing import Cohort, Keys, Packer
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.forest import Forest
 from freshscore.scoring.score_kernels import score_in
-from freshscore.scoring.tier import Tier, TierLimits
+from freshscore.scoring.tier import ReadableStore, Tier, TierLimits
 
 # Where the feature-aggregate hash is in what the kernel writes: the key of one computation.
 HASH: Final = slice(c.OUT_HASH_LOW, c.OUT_HASH_HIGH + 8)
 _SCORE: Final = struct.Struct("<d")
 _BITS: Final = struct.Struct("<q")
+
+
+class ServedStore(ReadableStore, Protocol):
+    """A store to score on, with the keys that its rows are made with."""
+
+    @property
+    def keys(self) -> Keys:
+        """The keys."""
+        ...
 
 
 class ServableModel(Protocol):
@@ -80,7 +88,7 @@ class Serving:
     )
 
     def __init__(
-        self, store: MemoryStore, model: ServableModel, limits: TierLimits, seed: int
+        self, store: ServedStore, model: ServableModel, limits: TierLimits, seed: int
     ) -> None:
         program = store.program
         self.model = model
@@ -101,10 +109,11 @@ class Serving:
         self.score_in: Callable[..., int] = entry_point(score_in, 4)
 
 
-def with_model_score(serving: Serving, row: bytes, out: bytes) -> None:
+def with_model_score(serving: Serving, row: bytes, out: bytes, context_at: int) -> None:
     """Call the model for `row`, after NEEDS_MODEL in `out`, and keep its score; fills `out`."""
     features = np.frombuffer(out, np.float64, offset=features_at(serving))
-    keep(serving, id(row) + BYTES_AT, id(out) + BYTES_AT, serving.model.predict_one(features))
+    score = serving.model.predict_one(features)
+    keep(serving, id(row) + BYTES_AT, id(out) + BYTES_AT, score, context_at)
 
 
 def check_probe(serving: Serving, out: bytes) -> None:
@@ -121,7 +130,7 @@ def features_at(serving: Serving) -> int:
     return c.OUT_VERSIONS + 16 * len(serving.entity_names)
 
 
-def keep(serving: Serving, row_at: int, out_at: int, score: float) -> None:
+def keep(serving: Serving, row_at: int, out_at: int, score: float, context_at: int) -> None:
     """Keep `score`, which the model gave after NEEDS_MODEL in what is at `out_at`; fills that."""
     score_bits: int = _BITS.unpack(_SCORE.pack(score))[0]
-    serving.score_in(serving.context_at, row_at, score_bits, out_at)
+    serving.score_in(context_at, row_at, score_bits, out_at)

@@ -6,19 +6,48 @@ Rule: the arrays made here are the only memory that the scoring kernels write; t
 
 from __future__ import annotations
 
+import struct
+import threading
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.features.memory import address_of
-from freshscore.features.store import MemoryStore, reserved
+from freshscore.features.program import Program
+from freshscore.features.store import reserved
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.forest import Forest
 
 _MOST_BUCKETS_SHIFT = 27
 # Bytes of hints for each entry: two hints in a table that has room for twice the entries.
 _HINT_BYTES = 8
+_TOKEN: Final = struct.Struct("<2q").unpack
+
+
+class ReadableStore(Protocol):
+    """What scoring reads of a store: the addresses of its head, its program and its scratch."""
+
+    @property
+    def program(self) -> Program:
+        """The compiled specification."""
+        ...
+
+    @property
+    def address(self) -> int:
+        """Of the head (features/tables.py)."""
+        ...
+
+    @property
+    def code_at(self) -> int:
+        """Of the program's array."""
+        ...
+
+    @property
+    def scratch_at(self) -> int:
+        """Of one reader's scratch (features/reading_states.py)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +55,15 @@ class TierLimits:
     """What bounds a tier (from the settings).
 
     max_bytes: of entries, marks and hints. probe_share: of hits that are computed again.
-    cap_ms, max_steps: how far `valid_until` looks ahead.
+    cap_ms, max_steps: how far `valid_until` looks ahead. max_invalidated: entities that are
+    invalidated one by one before all that is older is.
     """
 
     max_bytes: int
     probe_share: float
     cap_ms: int
     max_steps: int
+    max_invalidated: int = 1_024
 
 
 class Tier:
@@ -45,7 +76,7 @@ class Tier:
 
     def __init__(
         self,
-        store: MemoryStore,
+        store: ReadableStore,
         forest: Forest | None,
         *,
         walked: bool,
@@ -72,6 +103,11 @@ class Tier:
         self._cells = np.zeros(n_features + 32, np.uint16)
         self._features = np.zeros(n_features, np.float64)
         self.statistics = np.zeros(c.STATISTICS_WORDS, np.int64)
+        self._cohorts = np.zeros(c.N_COHORTS, np.int64)
+        self._max_invalidated = limits.max_invalidated
+        self._invalidated = np.zeros((_slots_for(limits.max_invalidated), 3), np.int64)
+        self._n_invalidated = 0
+        self._invalidating = threading.Lock()
         self._walk = _aligned(0 if forest is None else forest.scratch_bytes)
         self._head = np.zeros(c.HEAD_WORDS, np.int64)
         self.address = address_of(self._head)
@@ -96,19 +132,90 @@ class Tier:
             (c.STATISTICS, address_of(self.statistics)),
             (c.RAW, int(forest is None)),
             (c.FOREST_SCRATCH, address_of(self._walk)),
+            (c.COHORTS, address_of(self._cohorts)),
+            (c.INVALIDATED, address_of(self._invalidated)),
+            (c.INVALIDATED_MASK, len(self._invalidated) - 1),
         ):
             self._head[at // 8] = value
         self._head[c.HASH_KEY // 8 : c.HASH_KEY // 8 + 2] = self._key.view(np.int64)
-        self.context = np.zeros(5, np.int64)
+        self.context = self.context_of(store)
+        self.context_at = address_of(self.context)
+
+    def context_of(self, store: ReadableStore) -> NDArray[np.int64]:
+        """What one scoring call is told, int64, for states of `store`: any with the same program.
+
+        Several contexts may share the tier; one call at a time holds the interpreter lock.
+        """
+        context = np.zeros(c.CONTEXT_WORDS, np.int64)
         for at, value in (
             (c.STORE, store.address),
             (c.CODE, store.code_at),
-            (c.IMAGE, 0 if forest is None else forest.address),
+            (c.IMAGE, 0 if self.forest is None else self.forest.address),
             (c.TIER, self.address),
             (c.SCRATCH, store.scratch_at),
         ):
-            self.context[at // 8] = value
-        self.context_at = address_of(self.context)
+            context[at // 8] = value
+        return context
+
+    def invalidate(
+        self,
+        *,
+        generation: int | None = None,
+        model: bool = False,
+        cohort: int | None = None,
+        token: bytes | None = None,
+    ) -> int:
+        """Serve nothing more that was computed for this up to now; the invalidation's number.
+
+        One of: model, all; cohort, its number among the model's; token, the 16 bytes of an
+        entity's. generation: a number that is larger than all before it; by default the next one.
+        """
+        if (model, cohort is not None, token is not None).count(True) != 1:
+            raise ValueError("one of model, cohort and token says what is invalidated")
+        with self._invalidating:
+            number = self.generation + 1 if generation is None else generation
+            # What is computed from now on carries it, before anything older is refused.
+            self._raise(c.NOW, number)
+            if cohort is not None:
+                self._cohorts[cohort] = max(int(self._cohorts[cohort]), number)
+            elif token is None or not self._note(token, number):
+                self._raise(c.MODEL_FROM, number)
+            self._raise(c.NEWEST_INVALIDATION, number)
+        return number
+
+    @property
+    def generation(self) -> int:
+        """The number of the newest invalidation that is known; 0 before the first."""
+        return int(self._head[c.NOW // 8])
+
+    @property
+    def n_invalidated(self) -> int:
+        """Entities that are invalidated one by one."""
+        return self._n_invalidated
+
+    def _raise(self, at: int, number: int) -> None:
+        self._head[at // 8] = max(int(self._head[at // 8]), number)
+
+    def _note(self, token: bytes, number: int) -> bool:
+        """Enter an entity's invalidation; False at the limit on their number."""
+        low, high = _TOKEN(token)
+        mask = len(self._invalidated) - 1
+        at = (low & (2**64 - 1)) >> 1 & mask
+        while True:
+            held = self._invalidated[at]
+            if held[2] == 0:
+                break
+            if held[0] == low and held[1] == high:
+                held[2] = max(int(held[2]), number)
+                return True
+            at = (at + 1) & mask
+        if self._n_invalidated >= self._max_invalidated:
+            return False
+        self._n_invalidated += 1
+        # Its number last: a reader that comes between finds the slot empty.
+        held[0], held[1] = low, high
+        held[2] = number
+        return True
 
     @property
     def n_entries(self) -> int:
@@ -133,6 +240,11 @@ def _buckets(max_bytes: int, entry_bytes: int) -> int:
     while 2 * buckets * a_bucket <= max_bytes and buckets < 1 << _MOST_BUCKETS_SHIFT:
         buckets *= 2
     return buckets
+
+
+def _slots_for(n: int) -> int:
+    """A power of two of slots that `n` tokens fill by half at most."""
+    return 2 << max(1, n).bit_length()
 
 
 def _aligned(n_bytes: int) -> NDArray[np.uint8]:

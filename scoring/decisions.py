@@ -1,0 +1,135 @@
+"""Decisions on their way to the log: what was answered, on which set, for the audit.
+
+A record is packed when the score is given, and handed to an outbox (scoring/outbox.py): when that
+is full the audit loses decisions, counted, and no score waits. A record is:
+
+    head      version, degraded bits, lengths of what follows, times: see _HEAD, little-endian
+    version   of the model, UTF-8
+    versions  of the states of the specification's entities, 16 bytes each, as the Result has them
+    row       of the request (features/row.py): keyed hashes, amounts, fields; no identifier
+    progress  the summaries that were read with the states (features/redis_progress.py), each
+              behind its length: what of the log those states hold
+    pending   8 bytes of the identity of each event that was united and not yet in Redis
+
+Rule: nothing in it is an identifier, only keyed hashes; and packing reads no clock.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from freshscore.config.errors import DamagedState
+from freshscore.features import row as r
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
+
+VERSION: Final = 1
+# Layout, source, decision, degraded; bytes of model version and row, entities, summaries, pending;
+# score, as_of, valid until; the feature-aggregate hash.
+_HEAD: Final = struct.Struct("<4B5Idqq16s")
+_LENGTH: Final = struct.Struct("<I")
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """One decision as the auditor reads it; the fields are those of the module's description."""
+
+    model_version: str
+    score: float
+    decision: str
+    source: str
+    degraded: tuple[str, ...]
+    as_of_ms: int
+    valid_until_ms: int
+    feature_hash: bytes
+    state_versions: tuple[bytes, ...]
+    row: bytes
+    progress: tuple[bytes, ...]
+    pending: tuple[bytes, ...]
+
+    @property
+    def transaction(self) -> bytes:
+        """The keyed hash of the transaction's identity, 16 bytes."""
+        return self.row[r.IDENTITY_LOW : r.IDENTITY_HIGH + 8]
+
+
+def packed(
+    row: bytes,
+    out: bytes,
+    model_version: bytes,
+    n_entities: int,
+    progress: Sequence[bytes],
+    pending: Sequence[bytes],
+) -> bytes:
+    """The record of the answer in `out` (scoring/cache_layout.py) to the request in `row`."""
+    score, source, decision, as_of, until = c.HEAD.unpack_from(out)
+    head = _HEAD.pack(
+        VERSION,
+        source,
+        decision,
+        out[c.OUT_DEGRADED],
+        len(model_version),
+        len(row),
+        n_entities,
+        len(progress),
+        len(pending),
+        score,
+        as_of,
+        until,
+        out[c.OUT_HASH_LOW : c.OUT_HASH_HIGH + 8],
+    )
+    summaries = [part for one in progress for part in (_LENGTH.pack(len(one)), one)]
+    versions = out[c.OUT_VERSIONS : c.OUT_VERSIONS + 16 * n_entities]
+    return b"".join((head, model_version, versions, row, *summaries, *pending))
+
+
+def unpacked(record: bytes) -> Decision:
+    """The decision in `record`. Raises DamagedState for bytes that are none."""
+    try:
+        return _unpacked(record)
+    except (struct.error, ValueError, IndexError) as problem:
+        raise DamagedState(f"a decision of {len(record)} bytes cannot be read") from problem
+
+
+def _unpacked(record: bytes) -> Decision:
+    head = _HEAD.unpack_from(record)
+    version, source, decision, degraded, n_model, n_row, n_entities, n_progress, n_pending = head[
+        :9
+    ]
+    if version != VERSION:
+        raise ValueError(f"version {version}")
+    least = n_model + 16 * n_entities + n_row + _LENGTH.size * n_progress + 8 * n_pending
+    if _HEAD.size + least > len(record):
+        # Before anything is made of these numbers: a damaged one may be four billion.
+        raise ValueError("its lengths do not add up")
+    at = _HEAD.size
+    model, at = record[at : at + n_model], at + n_model
+    versions = tuple(record[at + 16 * e : at + 16 * e + 16] for e in range(n_entities))
+    at += 16 * n_entities
+    row, at = record[at : at + n_row], at + n_row
+    progress = []
+    for _ in range(n_progress):
+        (length,) = _LENGTH.unpack_from(record, at)
+        progress.append(record[at + _LENGTH.size : at + _LENGTH.size + length])
+        at += _LENGTH.size + length
+    pending = tuple(record[at + 8 * i : at + 8 * i + 8] for i in range(n_pending))
+    if at + 8 * n_pending != len(record):
+        raise ValueError("its lengths do not add up")
+    score, as_of, until, digest = head[9:]
+    return Decision(
+        model_version=model.decode(),
+        score=score,
+        decision=DECISIONS[decision],
+        source=SOURCES[source],
+        degraded=degraded_causes(degraded),
+        as_of_ms=as_of,
+        valid_until_ms=until,
+        feature_hash=digest,
+        state_versions=versions,
+        row=row,
+        progress=tuple(progress),
+        pending=pending,
+    )

@@ -1,0 +1,331 @@
+"""What one request reads of Redis, in one exchange with each node concerned.
+
+A kernel writes the commands: templates in which only the hash tag changes. With each node's states
+goes its progress, asked for before them, so that the states hold at least what it says.
+Rule: what a server answers is bytes, or nothing, or trouble; trouble is raised, never read as a new
+entity. A node without progress has lost its data, or never had any: its answers are degraded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from freshscore.config.errors import Unavailable
+from freshscore.features import row as r
+from freshscore.features import tables as t
+from freshscore.features.compiled import entry_point
+from freshscore.features.memory import BYTES_AT, address_of
+from freshscore.features.redis_door import (
+    MOVED_WORDS,
+    Lines,
+    Nodes,
+    Reply,
+    ReplyError,
+    Topology,
+    command,
+)
+from freshscore.features.redis_keys import RedisKeys, slot_of, tag_of
+from freshscore.features.request_kernels import put_commands
+from freshscore.features.state_layout import StateLayout
+
+# epoch, watermark ms, complete since ms, number of markers: features/redis_progress.py.
+_PROGRESS: Final = struct.Struct("<8s3q")
+_NO_EPOCH: Final = bytes(8)
+# How often nodes are found again for one request: slots move one after the other.
+_MOST_MOVES: Final = 3
+_WRITTEN_SHIFT: Final = 16
+_ANY_TOKEN: Final = bytes(16)
+# Watermark ms, complete since ms, degraded bits, the summaries themselves.
+_Summary = tuple[int, int, int, tuple[bytes, ...]]
+
+
+class Fetched(msgspec.Struct, gc=False):
+    """What one exchange brought.
+
+    states: of each entity of the program its bytes, or None. scores: candidates for the request's
+    score, newest first. watermark_ms, complete_since_ms: of all nodes that were asked together;
+    UNKNOWN where a node does not know since when. degraded: bits of features/tables.py. progress:
+    the summaries that were read, one for each node.
+    """
+
+    states: list[bytes | None]
+    scores: list[bytes]
+    watermark_ms: int
+    complete_since_ms: int
+    degraded: int
+    progress: tuple[bytes, ...]
+
+
+class _Template:
+    """A command for one entity, and where the hash tag stands in it."""
+
+    def __init__(self, entity: int, *parts: bytes) -> None:
+        self.entity = entity
+        self.text = command(*parts)
+        self.tag_at = self.text.index(b"{") + 1
+
+
+class Exchanges:
+    """The commands for one program's states, and the reading of their replies.
+
+    scores: a model version and a number: so many recent scores of the first entity are asked for
+    too. Safe in many threads: each hands in a buffer of its own.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        keys: RedisKeys,
+        layouts: Sequence[StateLayout],
+        scores: tuple[str, int] | None = None,
+    ) -> None:
+        self.nodes = nodes
+        self._keys = keys
+        self._layouts = layouts
+        self._templates = [
+            _Template(e, b"GET", keys.state(_ANY_TOKEN, layout.fingerprint))
+            for e, layout in enumerate(layouts)
+        ]
+        if scores is not None:
+            key = keys.scores(_ANY_TOKEN, scores[0])
+            self._templates.append(_Template(0, b"LRANGE", key, b"0", b"%d" % (scores[1] - 1)))
+        self._described = np.array(
+            [
+                (id(one.text) + BYTES_AT, len(one.text), one.tag_at, one.entity)
+                for one in self._templates
+            ],
+            np.int64,
+        )
+        self._put = entry_point(put_commands, 5)
+        self._described_at = address_of(self._described)
+        self._n = len(self._templates)
+        self._all = (1 << self._n) - 1
+        self._asks_scores = scores is not None
+        self._plan = _Plan(nodes.topology, keys)
+
+    def desk(self) -> Desk:
+        """Room for the commands of one request at a time."""
+        return Desk(sum(len(one.text) for one in self._templates), len(self._templates))
+
+    def fetch(self, desk: Desk, row: bytes, limit_s: float) -> Fetched:
+        """What the nodes hold for the payment in `row`. Raises Unavailable after `limit_s`."""
+        plan, lines = self._plan, desk.lines
+        if plan.n > 1 or lines is None or not plan.topology is desk.topology is self.nodes.topology:
+            return self.fetch_all(desk, (row,), limit_s)[0]
+        found = self._put(id(row) + BYTES_AT, self._described_at, self._n, desk.address, 0)
+        mask = found & 0xFFFF
+        desk.prefix(plan.asks[0])
+        request = desk.written(found >> _WRITTEN_SHIFT)
+        replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s)[0]
+        try:
+            summary = plan.progress_of(_bytes_of(replies[0]))
+            return self._fetched(replies[1:], mask, summary)
+        except _Moved:
+            raise Unavailable("Redis has become a cluster, or a replica") from None
+
+    def fetch_all(self, desk: Desk, rows: Sequence[bytes], limit_s: float) -> list[Fetched]:
+        """The same for several rows, in one exchange."""
+        for _ in range(_MOST_MOVES):
+            plan = self._planned()
+            try:
+                lines = desk.lines_of(self.nodes, plan.topology)
+                return self._from_many(lines, plan, desk, rows, limit_s)
+            except _Moved:
+                self.nodes.refresh()
+        raise Unavailable("the nodes of Redis keep moving")
+
+    def past(self, desk: Desk, entity: int, token: bytes, limit_s: float) -> bytes:
+        """What was folded of an entity's state. Raises Unavailable."""
+        key = self._keys.past(token, self._layouts[entity].fingerprint)
+        plan = self._planned()
+        node = plan.node_of_slot[slot_of(tag_of(token))]
+        request = [command(b"GET", key) if n == node else None for n in range(plan.n)]
+        try:
+            lines = desk.lines_of(self.nodes, plan.topology)
+            replies = lines.exchange(request, [int(n == node) for n in range(plan.n)], limit_s)
+            return _bytes_of(replies[node][0]) or b""
+        except _Moved:
+            raise Unavailable("the nodes of Redis are moving") from None
+
+    def _planned(self) -> _Plan:
+        plan = self._plan
+        if plan.topology is not self.nodes.topology:
+            plan = self._plan = _Plan(self.nodes.topology, self._keys)
+        return plan
+
+    def _fetched(self, replies: list[Reply], written: int, summary: _Summary) -> Fetched:
+        """One row's answer, from the replies to the commands that were written for it."""
+        scores: list[bytes] = []
+        if written == self._all:
+            if self._asks_scores:
+                scores = _list_of(replies.pop())
+            states = replies
+        else:
+            n = len(self._layouts)
+            states = [None] * n
+            following = iter(replies)
+            for number in range(len(self._templates)):
+                if written >> number & 1 and number < n:
+                    states[number] = next(following)
+                elif written >> number & 1:
+                    scores = _list_of(next(following))
+        for state in states:
+            if state.__class__ is not bytes and state is not None:
+                _bytes_of(state)
+        return Fetched(states, scores, *summary)
+
+    def _from_many(
+        self, lines: Lines, plan: _Plan, desk: Desk, rows: Sequence[bytes], limit_s: float
+    ) -> list[Fetched]:
+        """From each node what it owns; sent to all before any is read."""
+        requests: list[list[bytes]] = [[] for _ in range(plan.n)]
+        # Of each row the node that each command went to, -1 where its entity is absent.
+        sent: list[list[int]] = []
+        for row in rows:
+            self._put(
+                id(row) + BYTES_AT,
+                self._described_at,
+                len(self._templates),
+                desk.address,
+                desk.slots_at,
+            )
+            at, went = 0, []
+            for template, slot in zip(self._templates, desk.slots[: self._n].tolist(), strict=True):
+                node = -1
+                if slot >= 0:
+                    node = plan.node_of_slot[slot]
+                    end = at + len(template.text)
+                    if not requests[node]:
+                        requests[node].append(plan.asks[node])
+                    requests[node].append(desk.commands(end)[at:])
+                    at = end
+                went.append(node)
+            sent.append(went)
+        if not any(requests):
+            requests[0].append(plan.asks[0])
+        joined: list[bytes | None] = [b"".join(parts) if parts else None for parts in requests]
+        replies = lines.exchange(joined, [len(parts) for parts in requests], limit_s)
+        progress = [_bytes_of(found[0]) if found else None for found in replies]
+        following = [iter(found[1:]) for found in replies]
+        answers = []
+        for went in sent:
+            mine = [next(following[node]) for node in went if node >= 0]
+            concerned = {node for node in went if node >= 0} or {0}
+            summary = _progress_of([progress[node] for node in sorted(concerned)])
+            mask = sum((node >= 0) << number for number, node in enumerate(went))
+            answers.append(self._fetched(mine, mask, summary))
+        return answers
+
+
+class Desk:
+    """Room for one request's commands, with a node's own question before them."""
+
+    def __init__(self, n_bytes: int, n_commands: int) -> None:
+        # The longest question of a node: its tag has at most seven digits.
+        self._before = 256
+        self._room = bytearray(self._before + n_bytes)
+        self._view = memoryview(self._room)
+        self.address = address_of(np.frombuffer(self._room, np.uint8)) + self._before
+        self.slots = np.zeros(n_commands, np.int64)
+        self.slots_at = address_of(self.slots)
+        self._first = b""
+        # Its own connections, borrowed until `leave`, and the nodes that they are to.
+        self.lines: Lines | None = None
+        self.topology: Topology | None = None
+
+    def lines_of(self, nodes: Nodes, topology: Topology) -> Lines:
+        """Connections to the nodes of `topology`; _Moved where there are others by now."""
+        lines = self.lines
+        if lines is None or self.topology is not topology:
+            self.leave(nodes)
+            self.lines = lines = nodes.borrow()
+            self.topology = topology
+        if nodes.topology is not topology:
+            self.leave(nodes)
+            raise _Moved
+        return lines
+
+    def leave(self, nodes: Nodes) -> None:
+        """Give the connections back."""
+        lines, self.lines = self.lines, None
+        if lines is not None:
+            nodes.give_back(lines)
+
+    def prefix(self, question: bytes) -> None:
+        """Put a node's question before the commands, unless it stands there."""
+        if question is not self._first:
+            self._room[self._before - len(question) : self._before] = question
+            self._first = question
+
+    def written(self, n_bytes: int) -> memoryview:
+        """The question and so many bytes of commands."""
+        return self._view[self._before - len(self._first) : self._before + n_bytes]
+
+    def commands(self, n_bytes: int) -> bytes:
+        """So many bytes of commands, to be kept."""
+        return bytes(self._view[self._before : self._before + n_bytes])
+
+
+class _Plan:
+    """What depends on where the slots are."""
+
+    def __init__(self, topology: Topology, keys: RedisKeys) -> None:
+        self.topology = topology
+        self.n = len(topology.addresses)
+        self.node_of_slot: list[int] = topology.node_of_slot.tolist()
+        self.asks = [command(b"GET", keys.progress(tag)) for tag in topology.tags]
+        # The last summary that was read, and what it says; replaced in one piece.
+        self._known: tuple[bytes | None, _Summary] = (None, _progress_of((None,)))
+
+    def progress_of(self, summary: bytes | None) -> _Summary:
+        """What the summary of the only node says."""
+        known, said = self._known
+        if summary != known:
+            said = _progress_of((summary,))
+            self._known = (summary, said)
+        return said
+
+
+class _Moved(Exception):
+    """A node answered that a slot is elsewhere."""
+
+
+def _progress_of(summaries: Sequence[bytes | None]) -> _Summary:
+    """Watermark, since when complete, degraded bits, summaries; of all of them together."""
+    watermark, since, degraded = 2**62, 0, 0
+    known: list[bytes] = []
+    for summary in summaries:
+        if summary is None or len(summary) < _PROGRESS.size or summary[:8] == _NO_EPOCH:
+            watermark, since, degraded = 0, t.UNKNOWN, t.STATE_LOST
+            continue
+        _, passed, complete, _ = _PROGRESS.unpack_from(summary)
+        watermark = min(watermark, passed)
+        since = max(since, complete or t.UNKNOWN)
+        known.append(summary)
+    return watermark, since, degraded, tuple(known)
+
+
+def _bytes_of(reply: Reply) -> bytes | None:
+    if reply is None or reply.__class__ is bytes:
+        found: bytes | None = reply
+        return found
+    if isinstance(reply, ReplyError):
+        if reply.word in MOVED_WORDS:
+            raise _Moved
+        raise Unavailable(f"Redis answered {reply.word} where a state was asked for")
+    raise Unavailable(f"Redis answered with {type(reply).__name__} where a state was asked for")
+
+
+def _list_of(reply: Reply) -> list[bytes]:
+    """A list of bytes; of one that is no list, nothing: candidates are never needed."""
+    return [one for one in reply if one.__class__ is bytes] if isinstance(reply, list) else []
+
+
+def tokens_of(row: bytes, n: int) -> list[bytes]:
+    """The token of each of `n` entities of a row; zeros where it is absent."""
+    return [row[at : at + 16] for at in range(r.TOKENS, r.TOKENS + 16 * n, 16)]

@@ -1,0 +1,90 @@
+"""The lease of one scorer: until when it may serve what it cached, and what it was told to give up.
+
+A thread renews the lease in Redis. What an operator invalidates comes with the answer and is
+carried out before the lease is longer; so an invalidation has reached everybody who serves from a
+cache once every lease was renewed or has ended.
+Rule: a lease lasts from before it was asked for, by the monotonic clock of this process; where
+Redis does not answer it ends by itself, and scores are computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from freshscore.config.clock import Clock, SystemClock
+from freshscore.config.errors import Unavailable
+from freshscore.invalidation.control import Control, Invalidation
+
+# The number of no invalidation: who has seen nothing is told to give up everything.
+_NOTHING_SEEN = -1
+
+
+class LeaseKeeper:
+    """Renews the lease of `scorer` every `heartbeat_s`, until it is closed.
+
+    carry_out: gives up the cached scores that were invalidated; called in the keeper's thread.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        scorer: str,
+        lease_s: float,
+        heartbeat_s: float,
+        carry_out: Callable[[Sequence[Invalidation]], None],
+        clock: Clock | None = None,
+    ) -> None:
+        self._control = control
+        self._scorer = scorer
+        self._lease_s = lease_s
+        self._heartbeat_s = heartbeat_s
+        self._carry_out = carry_out
+        self._clock = clock or SystemClock()
+        self.seen = _NOTHING_SEEN
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="freshscore-lease", daemon=True)
+        # Read by every score: a float is replaced in one piece.
+        self.until_s = 0.0
+        self.n_missed = 0
+
+    def start(self) -> None:
+        """Take the lease, if Redis answers, and keep it from then on."""
+        self._renew()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self._stopping.set()
+        self._thread.join(self._lease_s)
+        self.until_s = 0.0
+        # Where Redis does not answer, it ends by itself.
+        with contextlib.suppress(Unavailable):
+            self._control.release(self._scorer)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._heartbeat_s):
+            self._renew()
+
+    def _renew(self) -> None:
+        asked_s = self._clock.monotonic_s()
+        told = True
+        try:
+            while told:
+                # Again at once where something was told, so that nobody waits for a heartbeat.
+                asked_s = self._clock.monotonic_s()
+                renewal = self._control.renew(self._scorer, round(1000 * self._lease_s), self.seen)
+                told = bool(renewal.told)
+                if told:
+                    self._carry_out(renewal.told)
+                self.seen = renewal.generation
+        except Unavailable as problem:
+            self.n_missed += 1
+            if self.n_missed & (self.n_missed - 1) == 0:
+                logging.getLogger("freshscore").warning(
+                    "the lease was not renewed (%d times so far): %s", self.n_missed, problem
+                )
+            return
+        self.until_s = asked_s + self._lease_s

@@ -1,0 +1,117 @@
+"""Seats: what one request needs for itself while it is scored, so that many threads can.
+
+Rule: a seat belongs to one request at a time; there are never more than connections.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from freshscore.config.errors import Unavailable
+from freshscore.features.memory import address_of
+from freshscore.features.request_store import RequestStore
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.exchanges import Desk, Exchanges
+from freshscore.scoring.tier import Tier
+
+_CACHE_OFF: Final = c.CACHE_OFF // 8
+_SCRATCH: Final = c.SCRATCH // 8
+
+
+class Seat:
+    """The states of one request, the context that scores on them, room for its commands."""
+
+    __slots__ = ("_is_off", "context", "context_at", "desk", "store")
+
+    def __init__(self, store: RequestStore, tier: Tier, desk: Desk) -> None:
+        self.store = store
+        self.desk = desk
+        self.context = tier.context_of(store)
+        self.context_at = address_of(self.context)
+        self._is_off = False
+
+    def set_out(self, is_off: bool) -> None:
+        """Before scoring: whether nothing may be served from the cache, and where the scratch is.
+
+        The scratch moves when a state is larger than all before it.
+        """
+        if is_off is not self._is_off:
+            self.context[_CACHE_OFF] = is_off
+            self._is_off = is_off
+        if self.store.has_grown:
+            self.context[_SCRATCH] = self.store.scratch_at
+            self.store.has_grown = False
+
+
+class Seats:
+    """As many seats as were ever needed at once, `most` at the most."""
+
+    def __init__(self, like: RequestStore, tier: Tier, exchanges: Exchanges, most: int) -> None:
+        self._like = like
+        self._tier = tier
+        self._exchanges = exchanges
+        self._most = most
+        # Appending and popping are single steps under the interpreter's lock, so that whoever
+        # finds a free seat pays for nothing else.
+        self._free: list[Seat] = []
+        self._changed = threading.Condition()
+        self._n_made = 0
+        self._n_waiting = 0
+
+    def take(self, limit_s: float) -> Seat:
+        """A seat, to be given back. Raises Unavailable where none is free within `limit_s`."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._another(limit_s)
+
+    def give_back(self, seat: Seat) -> None:
+        """End the use of a seat."""
+        self._free.append(seat)
+        # Whoever waits has said so before it looked at the free ones for the last time.
+        if self._n_waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Give the connections of all free seats back."""
+        while self._free:
+            self._free.pop().desk.leave(self._exchanges.nodes)
+
+    def _another(self, limit_s: float) -> Seat:
+        with self._changed:
+            if self._n_made < self._most:
+                self._n_made += 1
+            else:
+                return self._awaited(limit_s)
+        try:
+            like = self._like
+            store = RequestStore(like.program, like.keys, like.limits)
+            return Seat(store, self._tier, self._exchanges.desk())
+        except BaseException:
+            with self._changed:
+                self._n_made -= 1
+            raise
+
+    def _awaited(self, limit_s: float) -> Seat:
+        found: list[Seat] = []
+
+        def is_free() -> bool:
+            try:
+                found.append(self._free.pop())
+            except IndexError:
+                return False
+            return True
+
+        self._n_waiting += 1
+        try:
+            self._changed.wait_for(is_free, max(0.0, limit_s))
+        finally:
+            self._n_waiting -= 1
+        if not found:
+            raise Unavailable(
+                f"{self._most} scores are under way (redis.max_connections), and none ended within"
+                f" {limit_s * 1_000:.0f} ms"
+            )
+        return found[0]

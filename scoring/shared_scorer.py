@@ -1,0 +1,597 @@
+"""The scorer of the `shared` profile: states from Redis, events to Kafka, the same face.
+
+One answer: the commands for its states and its nodes' progress go out in one exchange; what came is
+checked, united with what is pending here, and scored by the kernel that scores embedded states.
+Rule: the set that is served is the one that this request's exchange brought and what is pending;
+whatever is missing of it makes the answer degraded. Nothing is served from the cache without a
+lease. What leaves behind an answer (its decision, its score for others) never makes it wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from freshscore.config.clock import Clock
+from freshscore.config.errors import (
+    AsOfTooOld,
+    BadTransaction,
+    DamagedState,
+    DeadlineExceeded,
+    SettingsError,
+    Unavailable,
+)
+from freshscore.config.secret import load_secret, random_seed
+from freshscore.config.settings import Settings
+from freshscore.features import tables as t
+from freshscore.features.memory import BYTES_AT
+from freshscore.features.packing import Keys
+from freshscore.features.program import Program, compiled
+from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.request_store import RequestStore
+from freshscore.features.row import TIME
+from freshscore.features.specification import FeatureSpecification
+from freshscore.features.store import StoreLimits
+from freshscore.features.transaction import Transaction, time_ms
+from freshscore.invalidation.control import Invalidation
+from freshscore.invalidation.feed import Acceptance
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.async_threads import Threads
+from freshscore.scoring.counts import counts_of
+from freshscore.scoring.decisions import packed
+from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
+from freshscore.scoring.outbox import Outbox, outbox_counts
+from freshscore.scoring.pending import PendingEvents
+from freshscore.scoring.remote_lookup import RemoteLookup
+from freshscore.scoring.result import DECISIONS, SOURCES, Result
+from freshscore.scoring.scorer import Scorer, chosen_model, set_aside, tier_limits
+from freshscore.scoring.seats import Seat, Seats
+from freshscore.scoring.serving import ServableModel, Serving, with_model_score
+from freshscore.scoring.shared_feed import SharedFeed, Writer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from freshscore.features.table import PaymentTable
+    from freshscore.scoring.batch import Scored
+
+_HEAD: Final = c.HEAD.unpack_from
+# Rows of one exchange of `score_many`: their states fit into what a socket and a cache take.
+_ROWS_AT_ONCE: Final = 128
+_MOST_THREADS: Final = 32
+_CLOSING_S: Final = 5.0
+# One score in so many is timed: a prime, which no period of traffic fits.
+_TIMED: Final = 13
+
+
+class Lease(Protocol):
+    """Until when, on the monotonic clock, cached scores may be served (scoring/leases.py).
+
+    seen: the number of the newest invalidation that was carried out here.
+    """
+
+    @property
+    def until_s(self) -> float:
+        """The end."""
+        ...
+
+    @property
+    def seen(self) -> int:
+        """The number."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class SharedScorer(Scorer):
+    """Scores transactions on states in Redis; made by `Scorer.open` for `store.backend = "redis"`.
+
+    writer: takes events and decisions to the log; None sends neither. lease: None where nobody
+    invalidates, as in a test.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        nodes: Nodes,
+        model: ServableModel,
+        program: Program,
+        keys: Keys,
+        *,
+        writer: Writer | None = None,
+        lease: Lease | None = None,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        shares_scores: bool = True,
+    ) -> None:
+        store, redis = settings.store, settings.redis
+        self._like = RequestStore(program, keys, store_limits(settings))
+        serving = Serving(
+            self._like, model, tier_limits(settings), random_seed() if seed is None else seed
+        )
+        self._begin(settings, serving)
+        if clock is not None:
+            self._clock = clock
+        self._nodes = nodes
+        self._lease = lease
+        names = RedisKeys(redis.namespace)
+        self._exchanges = Exchanges(nodes, names, self._like.layouts)
+        self._limit_s = redis.timeout_ms / 1000.0
+        self._pending = PendingEvents(redis.max_pending_events, redis.pending_s, self._clock)
+        acceptance = Acceptance(1000 * store.horizon_s, 1000 * store.skew_s)
+        producer = writer if settings.kafka.produce else None
+        self._shared_feed = SharedFeed(
+            producer, settings.kafka, serving.packer, acceptance, self._pending, self._clock
+        )
+        self._decisions: Outbox[bytes] | None = None
+        if writer is not None:
+            topic = settings.kafka.decisions_topic
+            self._decisions = Outbox(
+                "decisions",
+                lambda record: writer.send(topic, None, record),
+                settings.kafka.max_unsent_decisions,
+            )
+        self._version_bytes = serving.version.encode()
+        self._remote = (
+            RemoteLookup(settings, nodes, names, self._like, serving, self._clock)
+            if shares_scores and model.forest is None
+            else None
+        )
+        widest = self._exchanges if self._remote is None else self._remote.asking
+        self._seats = Seats(self._like, serving.tier, widest, redis.max_connections)
+        self._counting = threading.Lock()
+        self._n = dict.fromkeys(("mended", "damaged", "unavailable"), 0)
+        # Counts in one step under the interpreter's lock.
+        self._exchanged = itertools.count(1)
+        self._n_exchanges = 0
+        self._watermark_ms = 0
+        self._async = Threads(min(_MOST_THREADS, redis.max_connections))
+
+    @classmethod
+    def connected(
+        cls, settings: Settings, model: ServableModel | Callable[..., Any] | None
+    ) -> SharedScorer:
+        """The scorer that the settings name, with its servers.
+
+        Raises SettingsError, Unavailable, NoModel, ModelMismatch.
+        """
+        from freshscore.invalidation.control import Control
+        from freshscore.invalidation.kafka_door import LogWriter
+        from freshscore.scoring.leases import LeaseKeeper
+
+        specification = FeatureSpecification.named(settings.store.specification)
+        secret = load_secret(settings.store.path)
+        if not secret.is_kept:
+            raise SettingsError(
+                "states that are shared need one identifier secret in all processes: set"
+                " FRESHSCORE_SECRET, or store.path to the folder that holds it"
+            )
+        chosen = chosen_model(settings, specification, model)
+        writer = LogWriter(settings.kafka)
+        try:
+            nodes = Nodes.open(settings.redis)
+        except BaseException:
+            writer.close(0.0)
+            raise
+        program = compiled(specification)
+        scorer = cls(
+            settings,
+            nodes,
+            chosen,
+            program,
+            Keys(program, secret),
+            writer=writer,
+            # A bare callable has no version of its own, under which others could know its scores.
+            shares_scores=chosen is model or model is None,
+        )
+        keeper = LeaseKeeper(
+            Control(nodes, settings.redis.namespace),
+            f"{random_seed():016x}",
+            settings.redis.lease_s,
+            settings.redis.heartbeat_s,
+            scorer.carry_out,
+        )
+        keeper.start()
+        scorer._lease = keeper
+        return scorer
+
+    def score(
+        self,
+        tx: Transaction | Mapping[str, Any],
+        *,
+        as_of: datetime | int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Result:
+        """The score of `tx` at `as_of` (aware datetime or int ms UTC), by default now.
+
+        deadline_ms: of the exchange with Redis, and of the wait where the same score is being
+        computed by another thread. Raises BadTransaction, AsOfTooOld, DeadlineExceeded,
+        Unavailable, Closed, ForkedScorer.
+        """
+        serving = self._open_serving()
+        started_s = self._clock.monotonic_s()
+        transaction = Transaction.of(tx)
+        row = serving.packer.row(transaction)
+        at_ms = self._instant(transaction, as_of)
+        limit_s = self._limit_s
+        if deadline_ms is not None:
+            limit_s = min(limit_s, deadline_ms / 1000.0)
+        try:
+            seat = self._seats.take(limit_s)
+            try:
+                return self._scored(seat, serving, transaction, row, at_ms, started_s, deadline_ms)
+            finally:
+                self._seats.give_back(seat)
+        except Unavailable as problem:
+            self._count("unavailable")
+            elapsed_ms = 1000.0 * (self._clock.monotonic_s() - started_s)
+            if deadline_ms is not None and elapsed_ms >= deadline_ms:
+                raise DeadlineExceeded(
+                    f"Redis did not answer within deadline_ms = {deadline_ms}"
+                ) from problem
+            raise
+
+    async def score_async(
+        self,
+        tx: Transaction | Mapping[str, Any],
+        *,
+        as_of: datetime | int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Result:
+        """What `score` gives, awaited: the event loop goes on while Redis and the model work.
+
+        Raises Backpressure too, where too many wait for a thread.
+        """
+        self._open_serving()
+        return await self._async.run(lambda: self.score(tx, as_of=as_of, deadline_ms=deadline_ms))
+
+    def observe(
+        self, tx: Transaction | Mapping[str, Any], *, arrival: datetime | int | None = None
+    ) -> None:
+        """Send `tx` to the log, and count it here from now on; consumers bring it to all others.
+
+        Raises BadTransaction (also for an `arrival`: the log gives it), SettingsError where
+        kafka.produce is false, Unavailable, Closed.
+        """
+        serving = self._open_serving()
+        transaction = Transaction.of(tx)
+        row = serving.packer.row(transaction)
+        self._shared_feed.observe(transaction, row, arrival is not None)
+
+    def label(
+        self,
+        transaction_id: str,
+        *,
+        known_at: datetime | int | None = None,
+        entities: Mapping[str, str] | None = None,
+        time: datetime | int | None = None,
+        **flags: bool,
+    ) -> None:
+        """Send to the log what became known of a payment: `label("t-123", fraud=True)`.
+
+        known_at: by default the instant at which it arrives there, and never before that. entities
+        and time: the payment's own, or neither, if the label index knows it. Raises BadFact,
+        SettingsError where kafka.produce is false, Unavailable, Closed.
+        """
+        self._open_serving()
+        self._shared_feed.label(transaction_id, flags, known_at, entities, time)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the log has what was observed, labelled and decided. Raises Unavailable."""
+        self._open_serving()
+        ends_s = self._clock.monotonic_s() + timeout_s
+        if self._decisions is not None and not self._decisions.flush(timeout_s):
+            raise Unavailable(f"decisions were not sent within {timeout_s} s")
+        self._shared_feed.flush(max(0.0, ends_s - self._clock.monotonic_s()))
+
+    def stats(self) -> dict[str, Any]:
+        """What was counted since the scorer was opened (docs/statistics.md has the names)."""
+        serving = self._open_serving()
+        with self._counting:
+            counted = dict(self._n)
+        watermark_ms = self._watermark_ms
+        store = {
+            "backend": "redis",
+            "watermark_ms": watermark_ms,
+            "lag_ms": self._clock.now_ms() - watermark_ms if watermark_ms else None,
+            "exchanges": self._n_exchanges,
+            **counted,
+            "pending": len(self._pending),
+            "pending_events": self._pending.counts,
+        }
+        found = counts_of(serving, store, self._shared_feed.counts, self._latencies)
+        found["cache"]["may_serve"] = not self._is_cache_off()
+        if self._decisions is not None:
+            found["decisions"] = outbox_counts(self._decisions)
+        if self._remote is not None:
+            found["remote_scores"] = self._remote.counts
+        return found
+
+    def carry_out(self, told: Sequence[Invalidation]) -> None:
+        """Serve nothing more of what was invalidated, up to now."""
+        serving = self._serving
+        if serving is None:
+            return
+        for one in told:
+            if one.kind == "entity":
+                serving.tier.invalidate(token=bytes.fromhex(one.what))
+            elif one.kind == "cohort":
+                number = self._cohort(serving, one.what)
+                if number is not None:
+                    serving.tier.invalidate(cohort=number)
+            elif one.kind != "model" or one.what == serving.version:
+                serving.tier.invalidate(model=True)
+
+    def _call_model(self, serving: Serving, row: bytes, out: bytes, context_at: int) -> None:
+        remote = self._remote
+        if remote is None:
+            with_model_score(serving, row, out, context_at)
+            return
+        # What is invalidated while the model works makes this too old.
+        generation = self._generation()
+        started_s = self._clock.monotonic_s()
+        with_model_score(serving, row, out, context_at)
+        remote.note_model(self._clock.monotonic_s() - started_s)
+        remote.offer(tokens_of(row, 1)[0], out, generation)
+
+    def _generation(self) -> int:
+        """The newest invalidation that is known here."""
+        lease = self._lease
+        return 0 if lease is None else lease.seen
+
+    def _cohort(self, serving: Serving, name: str) -> int | None:
+        names = [one.name for one in serving.model.cohorts]
+        if name in names:
+            return names.index(name)
+        # The last one has no condition: all who meet none.
+        return len(names) if name == "all" else None
+
+    def _open_serving(self) -> Serving:
+        serving = self._serving
+        if serving is None:
+            raise self._refusal
+        return serving
+
+    def _instant(self, transaction: Transaction, as_of: datetime | int | None) -> int:
+        if as_of is None:
+            return max(self._clock.now_ms(), transaction._time)
+        return time_ms(as_of, "as_of")
+
+    def _is_cache_off(self) -> bool:
+        lease = self._lease
+        return lease is not None and self._clock.monotonic_s() >= lease.until_s
+
+    def _scored(
+        self,
+        seat: Seat,
+        serving: Serving,
+        transaction: Transaction,
+        row: bytes,
+        at_ms: int,
+        started_s: float,
+        deadline_ms: float | None,
+    ) -> Result:
+        limit_s = self._limit_s
+        if deadline_ms is not None:
+            limit_s = min(limit_s, deadline_ms / 1000.0 - (self._clock.monotonic_s() - started_s))
+        remote = self._remote
+        if remote is None:
+            fetched = self._exchanges.fetch(seat.desk, row, limit_s)
+        else:
+            fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
+        self._n_exchanges = number = next(self._exchanged)
+        ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
+        result = self._answered(seat, serving, transaction, row, at_ms, fetched, ends_s)
+        if number % _TIMED == 0:
+            elapsed_s = self._clock.monotonic_s() - started_s
+            self._latencies.add(SOURCES.index(result.source or ""), round(elapsed_s * 1e9))
+        return result
+
+    def _answered(
+        self,
+        seat: Seat,
+        serving: Serving,
+        transaction: Transaction,
+        row: bytes,
+        at_ms: int,
+        fetched: Fetched,
+        ends_s: float | None,
+    ) -> Result:
+        """The answer on what was fetched."""
+        pending = self._taken(seat, row, fetched)
+        out = bytes(serving.out_bytes)
+        status = serving.score_in(seat.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
+        if status:
+            left_ms = None
+            if ends_s is not None:
+                left_ms = max(0.0, 1000.0 * (ends_s - self._clock.monotonic_s()))
+            if self._remote is not None and status == c.NEEDS_MODEL and not self._is_cache_off():
+                out = self._remote.answered(
+                    seat.context_at, serving, row, out, fetched, self._generation()
+                )
+            if out[c.OUT_MODE] != c.FOUND:
+                out = self._go_on(
+                    serving, status, transaction, row, out, at_ms, left_ms, seat.context_at
+                )
+        if self._decisions is not None:
+            n = len(serving.entity_names)
+            self._decisions.add(packed(row, out, self._version_bytes, n, fetched.progress, pending))
+        score, source, decision, at, until = _HEAD(out)
+        return Result(
+            transaction._transaction_id,
+            score,
+            DECISIONS[decision],
+            SOURCES[source],
+            at,
+            until,
+            serving.version,
+            serving.entity_names,
+            out,
+            None,
+            len(pending),
+        )
+
+    def _taken(self, seat: Seat, row: bytes, fetched: Fetched) -> tuple[bytes, ...]:
+        """Put what was fetched, and what is pending, into the seat; identities of the latter."""
+        pending: tuple[bytes, ...] = ()
+        states = fetched.states
+        if self._pending.is_any:
+            tokens = tokens_of(row, len(states))
+            if self._pending.concerns(tokens):
+                states, pending = self._pending.united(tokens, states)
+        store = seat.store
+        if not store.take(
+            row, states, fetched.watermark_ms, fetched.complete_since_ms, fetched.degraded
+        ):
+            self._mend(seat, row, states, fetched)
+        seat.set_out(self._is_cache_off())
+        self._watermark_ms = fetched.watermark_ms
+        return pending
+
+    def _mend(self, seat: Seat, row: bytes, states: list[bytes | None], fetched: Fetched) -> None:
+        """Count late facts of folded events, with what was folded; count damaged states."""
+        store = seat.store
+        late, damaged = store.late, store.damaged
+        degraded = fetched.degraded
+        tokens = tokens_of(row, len(states))
+        for entity in late:
+            past = self._exchanges.past(seat.desk, entity, tokens[entity], self._limit_s)
+            if past:
+                try:
+                    states[entity] = store.with_past(entity, past)
+                except DamagedState:
+                    degraded |= t.STATE_DAMAGED
+        if late:
+            store.take(row, states, fetched.watermark_ms, fetched.complete_since_ms, degraded)
+            self._count("mended", len(late))
+        if damaged:
+            self._count("damaged", len(damaged))
+
+    def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
+        results: list[Result] = []
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            results += self._some(serving, rows[first : first + _ROWS_AT_ONCE], at_ms or None)
+        return results
+
+    def _some(self, serving: Serving, rows: Sequence[Any], at_ms: int | None) -> list[Result]:
+        """Results of some rows, fetched in one exchange."""
+        results: list[Result | None] = [None] * len(rows)
+        good: list[tuple[int, Transaction, bytes]] = []
+        for number, row in enumerate(rows):
+            try:
+                transaction = Transaction.of(row)
+                good.append((number, transaction, serving.packer.row(transaction)))
+            except BadTransaction as problem:
+                results[number] = set_aside(serving, row, problem)
+        seat = self._seats.take(self._limit_s)
+        try:
+            packed_rows = [row for _, _, row in good]
+            fetched = self._exchanges.fetch_all(seat.desk, packed_rows, self._limit_s)
+            self._n_exchanges = next(self._exchanged)
+            for (number, transaction, row), found in zip(good, fetched, strict=True):
+                instant = self._instant(transaction, at_ms)
+                try:
+                    results[number] = self._answered(
+                        seat, serving, transaction, row, instant, found, None
+                    )
+                except (BadTransaction, AsOfTooOld, DeadlineExceeded) as problem:
+                    results[number] = set_aside(serving, transaction, problem)
+        finally:
+            self._seats.give_back(seat)
+        return [result for result in results if result is not None]
+
+    def _tabled(self, serving: Serving, table: PaymentTable, at_ms: int) -> Scored:
+        from freshscore.scoring.batch import score_table
+
+        wait_s = self._settings.cache.inflight_wait_s
+        seat = self._seats.take(self._limit_s)
+        try:
+            states = _Rows(self, seat, None if at_ms else self._clock.now_ms())
+            return score_table(serving, table, at_ms, self._flights, wait_s, states)
+        finally:
+            self._seats.give_back(seat)
+
+    def _vector(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
+        seat = self._seats.take(self._limit_s)
+        try:
+            fetched = self._exchanges.fetch(seat.desk, row, self._limit_s)
+            self._taken(seat, row, fetched)
+            return seat.store.features(row, as_of_ms)
+        finally:
+            self._seats.give_back(seat)
+
+    def _too_old(self, transaction: Transaction, as_of: datetime | int | None) -> str:
+        return (
+            f"the payment's time is {transaction.time}, as_of is {as_of}; a state that it needs was"
+            " folded or has forgotten what is older (store.horizon_s behind the log); history"
+            " answers older questions: freshscore features compute"
+        )
+
+    def _close_state(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+        self._async.close()
+        self._seats.close()
+        if self._decisions is not None:
+            self._decisions.close(_CLOSING_S)
+        if self._remote is not None:
+            self._remote.close()
+        self._shared_feed.close(_CLOSING_S)
+        self._nodes.close()
+
+    def _abandon_state(self) -> None:
+        # Threads are not there in the child, and connections are the parent's.
+        self._lease = None
+
+    def _count(self, what: str, n: int = 1) -> None:
+        with self._counting:
+            self._n[what] += n
+
+
+class _Rows:
+    """The states of the rows of a table, fetched some at a time (scoring/batch.py asks)."""
+
+    def __init__(self, scorer: SharedScorer, seat: Seat, now_ms: int | None) -> None:
+        self._scorer = scorer
+        self._seat = seat
+        self._now_ms = now_ms
+        self._first = 0
+        self._fetched: list[Fetched] = []
+        self.context_at = seat.context_at
+
+    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
+        """When a row is scored: at `as_of_ms`, or now, and never before its own time."""
+        return as_of_ms if self._now_ms is None else max(self._now_ms, int(row[TIME // 8]))
+
+    def take(self, rows: NDArray[np.uint64], number: int) -> None:
+        """Put the states of row `number` into the seat."""
+        if not self._first <= number < self._first + len(self._fetched):
+            # A row whose turn comes again is fetched again: what is kept is bounded.
+            some = [row.tobytes() for row in rows[number : number + _ROWS_AT_ONCE]]
+            scorer = self._scorer
+            self._fetched = scorer._exchanges.fetch_all(self._seat.desk, some, scorer._limit_s)
+            scorer._n_exchanges = next(scorer._exchanged)
+            self._first = number
+        # Kept, for the seat points into it.
+        self._row: bytes = rows[number].tobytes()
+        self._scorer._taken(self._seat, self._row, self._fetched[number - self._first])
+
+
+def store_limits(settings: Settings) -> StoreLimits:
+    """Limits of states, as the settings have them."""
+    own = settings.store
+    return StoreLimits(
+        max_entities=own.max_entities,
+        max_payments=own.max_payments,
+        max_events_per_entity=own.max_events_per_entity,
+        horizon_ms=1000 * own.horizon_s,
+        arena_bytes=own.arena_bytes,
+    )

@@ -1,0 +1,243 @@
+"""A shared scorer beside an embedded one that is told the same: what tests compare.
+
+States are appended to a real Redis as a consumer appends them, record by record.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from freshscore.config.clock import Clock
+from freshscore.config.settings import Settings
+from freshscore.features.codec import compacted
+from freshscore.features.packing import Keys
+from freshscore.features.program import compiled
+from freshscore.features.record_making import RecordMaker, time_of
+from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.transaction import Transaction
+from freshscore.scoring.serving import ServableModel
+from freshscore.scoring.shared_feed import Delivered
+from freshscore.scoring.shared_scorer import Lease, SharedScorer
+from freshscore.simulations.clock import VirtualClock
+from tests.laws.law_specifications import Scaled
+from tests.laws.traffic import Traffic
+from tests.laws.worlds import MONDAY_MS, SECRET, Limits, World
+
+EPOCH = b"an epoch"
+
+
+@dataclass
+class Stood:
+    """Where a message came to stand."""
+
+    arrival_ms: int
+
+
+@dataclass
+class HeldWriter:
+    """Takes messages, and acknowledges them when the test says so."""
+
+    sent: list[tuple[str, bytes | None, bytes]] = field(default_factory=list)
+    waiting: list[Callable[[Delivered | None], None]] = field(default_factory=list)
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        *,
+        done: Callable[[Delivered | None], None] | None = None,
+    ) -> None:
+        self.sent.append((topic, key, value))
+        if done is not None:
+            self.waiting.append(done)
+
+    def acknowledge(self, arrival_ms: int | None) -> None:
+        """Tell all senders where their messages stand; None: that they were lost."""
+        waiting, self.waiting = self.waiting, []
+        for done in waiting:
+            done(None if arrival_ms is None else Stood(arrival_ms))
+
+    def flush(self, timeout_s: float) -> None:
+        """Everything is handed over at once."""
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing is left."""
+
+
+class SharedWorld:
+    """A shared scorer on a real Redis, and the embedded world that is told the same.
+
+    Time stands still on `clock`, unless a test moves it, or gives another.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        scaled: Scaled,
+        model: ServableModel,
+        limits: Limits | None = None,
+        *,
+        cluster: bool = False,
+        writer: HeldWriter | None = None,
+        lease: Lease | None = None,
+        redis_settings: dict[str, Any] | None = None,
+        kafka_settings: dict[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.limits = limits or Limits(horizon_ms=scaled.horizon_ms)
+        self.embedded = World(scaled.specification, model, self.limits)
+        self.program = compiled(scaled.specification)
+        self.keys = Keys(self.program, SECRET)
+        self.names = RedisKeys(namespace)
+        self.settings = self._settings(url, namespace, cluster, redis_settings, kafka_settings)
+        self.nodes = Nodes.open(self.settings.redis)
+        self.clock = VirtualClock(MONDAY_MS)
+        self._clock = clock or self.clock
+        self._scorers: list[SharedScorer] = []
+        self.scorer = self.another(model, writer, lease)
+        self.records = RecordMaker(self.program, self.keys)
+        self.traffic = Traffic(scaled, random.Random(7))
+        self.written: set[tuple[int, bytes]] = set()
+        self.report(0, 0)
+
+    def another(
+        self,
+        model: ServableModel,
+        writer: HeldWriter | None = None,
+        lease: Lease | None = None,
+    ) -> SharedScorer:
+        """One more scorer on the same states, as another process has it."""
+        scorer = SharedScorer(
+            self.settings,
+            Nodes.open(self.settings.redis),
+            model,
+            self.program,
+            self.keys,
+            writer=writer,
+            lease=lease,
+            clock=self._clock,
+            seed=7,
+        )
+        self._scorers.append(scorer)
+        return scorer
+
+    def _settings(
+        self,
+        url: str,
+        namespace: str,
+        cluster: bool,
+        redis_settings: dict[str, Any] | None,
+        kafka_settings: dict[str, Any] | None,
+    ) -> Settings:
+        limits = self.limits
+        return Settings.model_validate(
+            {
+                "store": {
+                    "backend": "redis",
+                    "horizon_s": limits.horizon_ms // 1000,
+                    "skew_s": limits.skew_ms // 1000,
+                    "max_events_per_entity": limits.max_events_per_entity,
+                },
+                "cache": {
+                    "max_bytes": limits.cache_bytes,
+                    "probe_share": limits.probe_share,
+                    "valid_until_cap_s": limits.cap_ms // 1000,
+                    "valid_until_max_steps": limits.max_steps,
+                },
+                "redis": {
+                    "url": url,
+                    "namespace": namespace,
+                    "cluster": cluster,
+                    **(redis_settings or {}),
+                },
+                "kafka": kafka_settings or {},
+            }
+        )
+
+    @property
+    def client(self) -> redis.Redis:
+        """The library's own client."""
+        client: redis.Redis = self.nodes.client
+        return client
+
+    def report(self, watermark_ms: int, complete_since_ms: int, epoch: bytes = EPOCH) -> None:
+        """Say how far the nodes have got."""
+        summary = epoch + struct.pack("<3q", watermark_ms, complete_since_ms, 0)
+        for tag in self.nodes.tags:
+            self.client.set(self.names.progress(tag), summary)
+
+    def observe(self, payment: Transaction, *, only: str = "both") -> bytes:
+        """Count a payment, in Redis, embedded, or in both; its row."""
+        row = self.embedded.row(payment)
+        if only != "redis" and self.embedded.store.observe(row) == "beyond reach":
+            return row
+        if only != "embedded":
+            for entity, token in enumerate(self.records.tokens(row)):
+                if token is not None:
+                    self.append(entity, token, self.records.event(row, entity))
+        return row
+
+    def label(self, payment: Transaction, fact: int, value: bool, known_ms: int) -> None:
+        """Say a fact of a payment, in both, unless its event is beyond reach."""
+        row = self.embedded.row(payment)
+        sent_ms = payment.time
+        if self.embedded.store.label(row, fact, value, known_ms, sent_ms, False) == "beyond reach":
+            return
+        for entity, token in enumerate(self.records.tokens(row)):
+            if token is not None:
+                record = self.records.fact(
+                    row,
+                    entity,
+                    time_ms=time_of(row),
+                    fact=fact,
+                    value=value,
+                    known_at_ms=known_ms,
+                    sender_ms=sent_ms,
+                )
+                self.append(entity, token, record)
+
+    def append(self, entity: int, token: bytes, record: bytes) -> None:
+        """Append a record to a state."""
+        self.written.add((entity, token))
+        self.client.append(self.state_key(entity, token), record)
+
+    def state_key(self, entity: int, token: bytes) -> bytes:
+        """The key of a state."""
+        return self.names.state(token, self.records.layouts[entity].fingerprint)
+
+    def compact(self, fold_below_ms: int, chance: random.Random, share: float = 0.5) -> None:
+        """Compact some states as the consumer does, keeping what was folded."""
+        for entity, token in sorted(self.written):
+            if chance.random() >= share:
+                continue
+            layout = self.records.layouts[entity]
+            key = self.state_key(entity, token)
+            past_key = self.names.past(token, layout.fingerprint)
+            state: Any = self.client.get(key)
+            past: Any = self.client.get(past_key) or b""
+            found = compacted(
+                state,
+                layout,
+                nonce=chance.getrandbits(64),
+                fold_below_ms=fold_below_ms,
+                past=past,
+            )
+            self.client.set(key, found.state)
+            if found.folded:
+                self.client.append(past_key, found.folded)
+
+    def close(self) -> None:
+        """Close all scorers."""
+        for scorer in self._scorers:
+            scorer.close()
+        self.nodes.close()
+        self.embedded.scorer.close()
