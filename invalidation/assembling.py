@@ -1,0 +1,134 @@
+"""Putting a consumer together from the settings, after checking what it will rely on.
+
+Rule: what would make states wrong later (a log that forgets too early, a secret that nobody else
+has, a Redis that evicts) is refused before the first message is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from freshscore.config.clock import Clock, SystemClock
+from freshscore.config.errors import SettingsError
+from freshscore.config.secret import random_seed, shared_secret
+from freshscore.config.settings import Settings
+from freshscore.features.packing import Keys
+from freshscore.features.program import Program, compiled
+from freshscore.features.redis_compaction import Compactor
+from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.redis_store import RedisStore
+from freshscore.features.specification import FeatureSpecification
+from freshscore.features.store import StoreLimits
+from freshscore.invalidation.batches import Batcher
+from freshscore.invalidation.consumer import Consumer, ConsumerParts
+from freshscore.invalidation.dead_letters import DeadLetters
+from freshscore.invalidation.folding_lines import FoldingLines
+from freshscore.invalidation.kafka_door import LogAdmin, LogReader, LogWriter, Topic
+from freshscore.invalidation.label_lookups import LabelLookups
+from freshscore.invalidation.message_columns import MessageColumns
+from freshscore.invalidation.node_markers import NodeMarkers
+from freshscore.invalidation.publishing import Publisher
+from freshscore.invalidation.topics import check_topics, topic_names
+
+
+def limits_of(settings: Settings) -> StoreLimits:
+    """The limits of a store of states."""
+    own = settings.store
+    return StoreLimits(
+        max_entities=own.max_entities,
+        max_payments=own.max_payments,
+        max_events_per_entity=own.max_events_per_entity,
+        horizon_ms=1_000 * own.horizon_s,
+        arena_bytes=own.arena_bytes,
+    )
+
+
+def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
+    """A consumer of the settings' group, ready to run.
+
+    Raises SettingsError for what it cannot rely on, BadSpecification, Unavailable.
+    """
+    clock = clock or SystemClock()
+    specification = FeatureSpecification.named(settings.store.specification)
+    program = compiled(specification)
+    secret = shared_secret(settings.store.path)
+    keys = Keys(program, secret)
+    topics = checked_topics(settings, specification)
+    nodes = Nodes.open(settings.redis, clock)
+    redis_keys = RedisKeys(settings.redis.namespace)
+    store = RedisStore(program, keys, limits_of(settings), nodes, clock)
+    topic_ids = {name: topic.topic_id for name, topic in topics.items()}
+    markers = NodeMarkers(
+        nodes,
+        redis_keys,
+        keys.key_id,
+        topic_ids,
+        n_partitions=sum(topic.n_partitions for topic in topics.values()),
+        draw=random_seed,
+        skew_ms=1_000 * settings.store.skew_s,
+    )
+    batcher = Batcher.of(
+        settings,
+        program,
+        keys,
+        nodes.node_of_slot,
+        columns=message_columns(settings, program),
+        decode=decoder(settings),
+    )
+    writer = LogWriter(settings.kafka)
+    letters = DeadLetters(
+        writer, settings.kafka.dead_letters_topic, settings.kafka.request_timeout_s
+    )
+    parts = ConsumerParts(
+        reader=LogReader(settings.kafka, [*topics], group=settings.kafka.group),
+        nodes=nodes,
+        batcher=batcher,
+        letters=letters,
+        markers=markers,
+        publisher=Publisher(
+            settings.redis, store.maker.layouts, topic_ids, random_seed().to_bytes(8, "little")
+        ),
+        lookups=LabelLookups(nodes, store.index, settings.kafka.clock_error_ms),
+        compactor=Compactor(store),
+        folding=FoldingLines(settings, nodes, specification.held_ms),
+        topic_ids=topic_ids,
+        digest_key=secret.key("dead letter"),
+        clock=clock,
+    )
+    return Consumer(settings, parts)
+
+
+def checked_topics(settings: Settings, specification: FeatureSpecification) -> dict[str, Topic]:
+    """Transactions and labels, if all topics are what they must be. Raises SettingsError."""
+    with LogAdmin(settings.kafka) as admin:
+        found = check_topics(admin, settings, specification)
+        problems = [f"topic {one.topic} {one.problem}" for one in found if one.problem]
+        if problems:
+            raise SettingsError("; ".join(problems) + "; see: freshscore topics check")
+        sources = topic_names(settings)[:2]
+        topics = admin.topics(sources)
+    return {name: topics[name] for name in sources}
+
+
+def message_columns(settings: Settings, program: Program) -> MessageColumns | None:
+    """The column map that the settings name, or None. Raises BadFile."""
+    if settings.kafka.columns is None:
+        return None
+    return MessageColumns.named(settings.kafka.columns, program)
+
+
+def decoder(settings: Settings) -> Callable[[bytes], Any] | None:
+    """The function that `kafka.decode` names, or None. Raises SettingsError."""
+    if settings.kafka.decode is None:
+        return None
+    module, _, name = settings.kafka.decode.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise SettingsError(f"kafka.decode = {settings.kafka.decode!r}: {problem}") from problem
+    if not callable(found):
+        raise SettingsError(f"kafka.decode = {settings.kafka.decode!r} is no function")
+    return found  # type: ignore[no-any-return]  # whatever it gives is checked as it comes

@@ -1,0 +1,231 @@
+"""Computing states again from the log, and comparing them with what Redis holds.
+
+Order makes it exact while the stream runs: the nodes' markers are read, then the states of a
+sample, then the ends of the log. A state holds at least what lies before the markers and at most
+what lies before the ends; both sets are made in one pass over the log.
+Rule: only the log up to the markers is what a state must hold; reads, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.config.errors import Unavailable
+from freshscore.features.decoded_state import DecodedState
+from freshscore.features.redis_commands import replies_to
+from freshscore.features.redis_keys import tag_of
+from freshscore.features.redis_lines import command
+from freshscore.features.redis_reading import Wanted
+from freshscore.invalidation.assembling import decoder, message_columns
+from freshscore.invalidation.batches import Batcher
+from freshscore.invalidation.comparing_states import (
+    EQUAL,
+    MOVING,
+    Bounds,
+    Evaluated,
+    FromLog,
+    Stored,
+    compared,
+)
+from freshscore.invalidation.deployment import Deployment
+from freshscore.invalidation.entity_reading import Aggregates
+from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.letter_reading import read_letters
+from freshscore.invalidation.log_records import LogBatches, LogRecords, Stretch, named_in
+from freshscore.invalidation.messages import CONFLICT
+from freshscore.invalidation.node_reports import NodeReport, node_reports
+from freshscore.invalidation.partitions import Partition
+from freshscore.invalidation.past_writing import topic_ids
+
+# States of one exchange: one can have megabytes.
+_AT_ONCE: Final = 64
+
+
+class StateFinding(msgspec.Struct, frozen=True):
+    """What came of one state; entity by name, token in hexadecimal digits, verdict in words."""
+
+    entity: str
+    token: str
+    verdict: str
+    n_stored: int
+    n_of_log: int
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether the state is not what the log gives."""
+        return self.verdict not in (EQUAL, MOVING)
+
+
+class StatesVerified(msgspec.Struct, frozen=True):
+    """What came of a sample; line_ms: what is from then on was compared, 0 for everything."""
+
+    findings: tuple[StateFinding, ...]
+    n_messages: int
+    line_ms: int
+
+
+def verify_states(
+    deployment: Deployment, sample: Sequence[Wanted], n_recent: int = 0
+) -> StatesVerified:
+    """Compare the states of a sample with the log, and those that its last payments name.
+
+    n_recent: payments of each partition that are looked at for that; a state that has vanished is
+    in no sample of what is there. Raises SettingsError, Unavailable.
+    """
+    kafka, layouts = deployment.settings.kafka, deployment.store.maker.layouts
+    ids = topic_ids(deployment)
+    reports = _whole(node_reports(deployment.nodes, deployment.redis_keys))
+    wanted = [*dict.fromkeys([*sample, *_named_lately(deployment, reports, ids, n_recent)])]
+    blobs = _read(deployment, wanted)
+    reader = LogReader(kafka, [*ids], group=None)
+    try:
+        places = [(topic, number) for topic in ids for number in reader.partitions(topic)]
+        markers = {at: _marker(reports, ids[at[0]], at[1]) for at in places}
+        first, ends = reader.beginnings(places), reader.ends(places)
+        batches = _batches(deployment, reader)
+        log = LogRecords(batches, layouts, wanted)
+        stretches = [Stretch(at, first[at], markers[at], ends[at]) for at in places]
+        log.read(stretches, kafka.labels_topic)
+    finally:
+        reader.close()
+    now_ms = deployment.clock.now_ms()
+    log_from_ms = _log_from(deployment, reports, stretches, batches, now_ms)
+    bounds = Bounds(log_from_ms, _held_from(deployment, now_ms))
+    findings = _findings(deployment, wanted, blobs, log, bounds, now_ms)
+    return StatesVerified(tuple(findings), batches.n_messages, log_from_ms)
+
+
+def _named_lately(
+    deployment: Deployment, reports: Sequence[NodeReport], ids: Mapping[str, str], n: int
+) -> Iterator[Wanted]:
+    """The states of the last `n` payments of each partition that are applied."""
+    topic = deployment.settings.kafka.transactions_topic
+    reader = LogReader(deployment.settings.kafka, [topic], group=None)
+    try:
+        places = [(topic, number) for number in reader.partitions(topic)]
+        first = reader.beginnings(places)
+        markers = {at: _marker(reports, ids[topic], at[1]) for at in places}
+        stretches = [
+            Stretch(at, max(first[at], markers[at] - n), markers[at], markers[at]) for at in places
+        ]
+        batches = _batches(deployment, reader)
+        yield from named_in(batches, deployment.store.maker.layouts, stretches)
+    finally:
+        reader.close()
+
+
+def _batches(deployment: Deployment, reader: LogReader) -> LogBatches:
+    settings, program = deployment.settings, deployment.program
+    batcher = Batcher.of(
+        settings,
+        program,
+        deployment.keys,
+        deployment.nodes.node_of_slot,
+        columns=message_columns(settings, program),
+        decode=decoder(settings),
+    )
+    limit_s = settings.kafka.request_timeout_s
+    return LogBatches(reader, batcher, _set_aside(deployment), limit_s, deployment.clock)
+
+
+def _findings(
+    deployment: Deployment,
+    wanted: Sequence[Wanted],
+    blobs: Sequence[tuple[bytes, bytes]],
+    log: LogRecords,
+    bounds: Bounds,
+    now_ms: int,
+) -> Iterator[StateFinding]:
+    aggregates = Aggregates(deployment.program)
+    for one, (blob, past) in zip(wanted, blobs, strict=True):
+        entity, token = one
+        found = compared(
+            Stored(deployment.store.maker.layouts[entity], blob, past),
+            FromLog(bytes(log.applied[one]), bytes(log.more[one])),
+            bounds,
+            _evaluated(aggregates, one, now_ms),
+        )
+        name = deployment.program.entities[entity].name
+        yield StateFinding(name, token.hex(), *found)
+
+
+def _evaluated(aggregates: Aggregates, one: Wanted, now_ms: int) -> Evaluated:
+    def evaluated(state: DecodedState | None) -> dict[str, float]:
+        # Below F a grid answers nothing.
+        as_of_ms = max(now_ms, 0 if state is None else state.folded_below_ms)
+        return aggregates.at(*one, state, as_of_ms)
+
+    return evaluated
+
+
+def _held_from(deployment: Deployment, now_ms: int) -> int:
+    """Before when a state may have been forgotten, as an idle one is, ms."""
+    if deployment.settings.kafka.historical:
+        return 0
+    store = deployment.store
+    return now_ms - store.held_ms - store.limits.horizon_ms
+
+
+def _whole(reports: list[NodeReport]) -> list[NodeReport]:
+    for one in reports:
+        if one.epoch is None:
+            raise Unavailable(
+                f"the node of Redis with tag {one.tag} has no data, or is being rebuilt; wait until"
+                " `freshscore lag` calls every node whole"
+            )
+    return reports
+
+
+def _read(deployment: Deployment, wanted: Sequence[Wanted]) -> list[tuple[bytes, bytes]]:
+    """Each state, and what was folded of it, as stored."""
+    reading = deployment.store.reading
+    found: list[tuple[bytes, bytes]] = []
+    for first in range(0, len(wanted), _AT_ONCE):
+        asked = []
+        for entity, token in wanted[first : first + _AT_ONCE]:
+            for key in (reading.state_key(entity, token), reading.past_key(entity, token)):
+                asked.append((tag_of(token), command(b"GET", key)))
+        replies = [reply or b"" for reply in replies_to(deployment.nodes, asked)]
+        found += zip(replies[::2], replies[1::2], strict=True)
+    return found
+
+
+def _marker(reports: Sequence[NodeReport], topic_id: str, number: int) -> int:
+    """Up to where every node holds a partition."""
+    return min(one.markers.get((topic_id, number), (0, 0))[0] for one in reports)
+
+
+def _set_aside(deployment: Deployment) -> dict[Partition, NDArray[np.int64]]:
+    """The offsets of messages that were refused and not brought back."""
+    found: dict[Partition, list[NDArray[np.int64]]] = {}
+    ids = topic_ids(deployment)
+    for part in read_letters(deployment.settings.kafka):
+        offsets: dict[Partition, list[int]] = {}
+        for letter in part.values():
+            if letter.reason != CONFLICT and ids.get(letter.topic) == letter.topic_id:
+                offsets.setdefault((letter.topic, letter.partition), []).append(letter.offset)
+        for at, some in offsets.items():
+            found.setdefault(at, []).append(np.array(some, np.int64))
+    return {at: np.concatenate(some) for at, some in found.items()}
+
+
+def _log_from(
+    deployment: Deployment,
+    reports: Sequence[NodeReport],
+    stretches: Sequence[Stretch],
+    batches: LogBatches,
+    now_ms: int,
+) -> int:
+    """From when on events are in the log for certain, ms; 0 where it has everything."""
+    skew_ms = 1_000 * deployment.settings.store.skew_s
+    lines = [one.cut_over_ms for one in reports if one.cut_over_ms is not None]
+    for stretch in stretches:
+        if stretch.first > 0:
+            # Of a partition without messages nothing is left to compare with.
+            lines.append(batches.first_arrivals_ms.get(stretch.at, now_ms) + skew_ms)
+    return max(lines, default=0)
