@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from freshscore.config.clock import Clock as Clock
     from freshscore.config.clock import SystemClock as SystemClock
     from freshscore.config.errors import AsOfTooOld as AsOfTooOld
+    from freshscore.config.errors import Backpressure as Backpressure
     from freshscore.config.errors import BadFact as BadFact
     from freshscore.config.errors import BadFile as BadFile
     from freshscore.config.errors import BadModel as BadModel
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsOfTooOld": "freshscore.config.errors",
+    "Backpressure": "freshscore.config.errors",
     "BadFact": "freshscore.config.errors",
     "BadFile": "freshscore.config.errors",
     "BadModel": "freshscore.config.errors",
@@ -82,6 +84,7 @@ _HOMES = {
 
 __all__ = [
     "AsOfTooOld",
+    "Backpressure",
     "BadFact",
     "BadFile",
     "BadModel",

@@ -21,13 +21,20 @@ from freshscore.destinations import check_destinations
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 # The words of each command, and its line in the help. The module is freshscore.commands.<words
-# joined by _>.
+# and dashes joined by _>.
 COMMANDS: dict[str, str] = {
     "backfill": "load past payments, and what became known of them, into a store",
+    "cache invalidate": "end cached scores everywhere: of an entity, a model, a cohort, or all",
+    "cache show": "the scores that are kept in Redis for one entity",
+    "consume": "apply what comes through Kafka to the states in Redis, until it is stopped",
+    "dead-letters list": "what was refused and why, by its position in the log",
+    "dead-letters resend": "try what was refused again, from the log, once its cause is mended",
     "demo": "generate, train, replay a week, and show what the cache saves",
+    "entities show": "the shared state of one entity, and its aggregates now",
     "explain": "why one transaction has its score, and why the cache did or did not serve it",
     "features compute": "point-in-time features of a whole file, as serving would have seen them",
     "generate": "make payments like the Handbook's, of any size and seed, frauds included",
+    "lag": "how far the states in Redis are behind the log, by partition and by node",
     "models evaluate": "the Handbook's protocol on a file or on generated payments",
     "models import": "make a LightGBM model of your own the champion",
     "models list": "what was champion since when, and why",
@@ -36,7 +43,9 @@ COMMANDS: dict[str, str] = {
     "score": "score a file of payments, or one transaction",
     "settings show": "every setting, its value and where that came from",
     "settings reference": "the reference file: every setting with its default, unit and reason",
+    "topics check": "whether the topics keep what states are rebuilt from; --create makes them",
     "train": "train a model on a file of payments; it is champion from then on",
+    "verify": "compute a sample of states and scores again from the log, and compare",
 }
 
 
@@ -84,7 +93,7 @@ def _run(words: list[str]) -> int:
     name = _command_of(words)
     if name is None:
         return _no_command(words)
-    module = importlib.import_module(f"freshscore.commands.{name.replace(' ', '_')}")
+    module = importlib.import_module(f"freshscore.commands.{module_of(name)}")
     parser = argparse.ArgumentParser(
         prog=f"freshscore {name}", description=COMMANDS[name], allow_abbrev=False
     )
@@ -94,6 +103,11 @@ def _run(words: list[str]) -> int:
     check_destinations(arguments)
     code: int = module.run(arguments)
     return code
+
+
+def module_of(name: str) -> str:
+    """The module of a command, in freshscore.commands."""
+    return name.replace(" ", "_").replace("-", "_")
 
 
 def _command_of(words: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import BadFile, ModelMismatch, NoModel
+from freshscore.config.secret import Secret
 from freshscore.config.settings import Settings
 from freshscore.features.specification import FeatureSpecification, duration_ms
 from freshscore.output import print_table, progress
@@ -27,6 +28,7 @@ from freshscore.scoring.training_sets import TrainingScope, trained
 from freshscore.simulations.equality import OracleName, checked
 from freshscore.simulations.outcome import Outcome, outcome_of
 from freshscore.simulations.outcome_tables import composition_line, tables_of
+from freshscore.simulations.records import Records
 from freshscore.simulations.replay import replay
 from freshscore.simulations.streams import Stream
 
@@ -106,8 +108,13 @@ def run_replay(
     *,
     oracle: OracleChoice = "sample",
     incumbent: str | None = None,
-) -> Outcome:
-    """Replay, check and count. Raises BadFile for an incumbent's column without decisions."""
+    secret: Secret | None = None,
+) -> tuple[Outcome, Records]:
+    """Replay, check and count; the records too, for whoever compares another run with them.
+
+    secret: of the keys; None: one of `rng`. Raises BadFile for an incumbent's column without
+    decisions.
+    """
     line_s = settings.output.progress_line_s
     share = {"sample": None, "all": 1.0, "none": 0.0}[oracle]
     with progress("touches", len(stream), clock, line_s) as advance:
@@ -118,6 +125,7 @@ def run_replay(
             rng,
             clock,
             oracle_share=share,
+            secret=secret,
             advance=advance,
         )
     oracles: dict[OracleChoice, tuple[OracleName, ...]] = {
@@ -129,7 +137,7 @@ def run_replay(
     with progress("touches followed by the oracle", followed, clock, line_s) as advance:
         equality = checked(played, oracles[oracle], advance=advance)
     window_ms = 1000 * settings.replay.foresight_window_s
-    return outcome_of(played, equality, window_ms, incumbent)
+    return outcome_of(played, equality, window_ms, incumbent), played.records
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -42,14 +42,14 @@ def fresh_scores(model: ServableModel) -> Callable[[Floats], Floats]:
 
 def raw_keys(matrix: Floats) -> Words:
     """A hash of the bits of each feature vector, uint64 (n,); all missing values are one."""
-    return _mixed(np.where(np.isnan(matrix), _NAN_BITS, matrix.view(np.uint64)))
+    return mixed(np.where(np.isnan(matrix), _NAN_BITS, matrix.view(np.uint64)))
 
 
 def cell_keys(model: ServableModel, matrix: Floats) -> Words:
     """A hash of the cell of each feature vector, uint64 (n,); of its bits, without cells."""
     if model.forest is None:
         return raw_keys(matrix)
-    return _mixed(model.forest.cells(matrix).astype(np.uint64))
+    return mixed(model.forest.cells(matrix).astype(np.uint64))
 
 
 def same_bits(left: Floats, right: Floats) -> NDArray[np.bool_]:
@@ -59,7 +59,8 @@ def same_bits(left: Floats, right: Floats) -> NDArray[np.bool_]:
     return same
 
 
-def _mixed(words: Words) -> Words:
+def mixed(words: Words) -> Words:
+    """A hash of each row of words, uint64 (n, m): uint64 (n,)."""
     # Not for adversaries: two of a million vectors share a hash once in forty million replays.
     key = np.zeros(len(words), np.uint64)
     for column in words.T:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from freshscore.features.table import Bools, Bytes, Floats, Int64s
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.serving import ServableModel
-from freshscore.simulations.fresh_scores import Words, cell_keys, raw_keys
+from freshscore.simulations.fresh_scores import Words, cell_keys, mixed, raw_keys
 
 # Where each column lies in an answer, and what it is there.
 _WORDS: Final = {
@@ -40,7 +40,8 @@ class Records:
     indices into the names of `scoring.result`. as_of_ms; computed_ms: when the score was computed.
     degraded: whether the answer said so. hash_low, hash_high: the feature hash, 128 bits.
     latency_us: of the whole call. fresh: the model's score of the features that the store gave at
-    that moment. raw, cell: hashes of those features and of their cell.
+    that moment. raw, cell: hashes of those features and of their cell. states: a hash of the
+    versions of the states, all of them.
     """
 
     touch: Int64s
@@ -57,6 +58,7 @@ class Records:
     fresh: Floats
     raw: Words
     cell: Words
+    states: Words
 
     def __len__(self) -> int:
         return len(self.touch)
@@ -68,17 +70,28 @@ class Records:
         return age_ms
 
 
+def states_keys(answers: Bytes, n_entities: int) -> Words:
+    """A hash of the versions of all states in each raw answer, uint8 (n, bytes): uint64 (n,)."""
+    versions = answers[:, c.OUT_VERSIONS : c.OUT_VERSIONS + 16 * n_entities]
+    return mixed(np.ascontiguousarray(versions).view(np.uint64))
+
+
 class Recorder:
     """Takes answers in pieces.
 
     scores: what fresh scores are, from a feature matrix. kept: indices of the scored touches, by
-    touch, whose features are kept.
+    touch, whose features are kept. n_entities: of the specification.
     """
 
     def __init__(
-        self, model: ServableModel, scores: Callable[[Floats], Floats], kept: Bools
+        self,
+        model: ServableModel,
+        scores: Callable[[Floats], Floats],
+        kept: Bools,
+        n_entities: int,
     ) -> None:
         self._model = model
+        self._n_entities = n_entities
         self._scores = scores
         self._kept = kept
         self._pieces: list[dict[str, NDArray[Any]]] = []
@@ -100,6 +113,7 @@ class Recorder:
         piece["fresh"] = self._scores(features)
         piece["raw"] = raw_keys(features)
         piece["cell"] = cell_keys(self._model, features)
+        piece["states"] = states_keys(words, self._n_entities)
         self._pieces.append(piece)
         self._features.append(features[self._kept[piece["touch"]]].copy())
 

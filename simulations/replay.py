@@ -76,20 +76,25 @@ def replay(
     clock: Clock,
     *,
     oracle_share: float | None = None,
+    secret: Secret | None = None,
     advance: Advance = lambda touches: None,
 ) -> Replay:
     """Load the stream's history, then play its touches.
 
     settings: limits and cache; its specification, path and secret are not read. clock: for
     latencies. oracle_share: of scored touches whose features are kept for oracles; None: as set.
+    secret: of the keys; None: one of `rng`.
     advance: told how many touches were played. Raises ModelMismatch, StoreFull, BadFile.
     """
     if isinstance(model, Model):
         model.check_fits(stream.table.specification)
     share = settings.replay.oracle_share if oracle_share is None else oracle_share
     sampled = _sample(stream.scored, share, rng)
-    recorder = Recorder(model, fresh_scores(model), sampled)
-    player = _Player(stream, model, settings, rng, clock, recorder)
+    n_entities = len(stream.table.specification.entities)
+    recorder = Recorder(model, fresh_scores(model), sampled, n_entities)
+    # Identities order events of one instant: a secret of the seed repeats a run bit for bit.
+    own = Secret(rng.bytes(_SECRET_BYTES), "replay")
+    player = _Player(stream, model, settings, rng, clock, recorder, secret or own)
     history = player.load_history()
     started_s = clock.monotonic_s()
     for first in range(0, len(stream), _TOUCHES_AT_ONCE):
@@ -127,10 +132,10 @@ class _Player:
         rng: np.random.Generator,
         clock: Clock,
         recorder: Recorder,
+        secret: Secret,
     ) -> None:
         program = compiled(stream.table.specification)
-        # Identities order events of one instant: a secret of the seed repeats a run bit for bit.
-        self.keys = Keys(program, Secret(rng.bytes(_SECRET_BYTES), "replay"))
+        self.keys = Keys(program, secret)
         self.store = MemoryStore(program, self.keys, _store_limits(settings))
         self.acceptance = Acceptance(1000 * settings.store.horizon_s, 1000 * settings.store.skew_s)
         seed = int(rng.integers(2**62))

@@ -103,6 +103,15 @@ class Stream:
             return None
         return np.concatenate([self.table.ever("fraud"), self.added_fraud])
 
+    def within_reach(self, horizon_ms: int) -> Stream:
+        """The stream with as much of its history as a window can reach from its begin on.
+
+        What is older changes no feature, but is in the versions of some states and not of others:
+        who loads a whole file knows of facts only once their events are beyond reach.
+        """
+        line_ms = self.start_ms - self.table.specification.held_ms - horizon_ms
+        return replace(self, history=self.history[self.table.time_ms[self.history] >= line_ms])
+
     def history_table(self) -> PaymentTable:
         """The payments before the start, with the facts that were known by then."""
         past = self.table.take(self.history)

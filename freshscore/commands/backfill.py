@@ -1,4 +1,7 @@
-"""`freshscore backfill`: past payments and facts into a store, before it serves."""
+"""`freshscore backfill`: past payments and facts into a store.
+
+One of this process is filled before it serves; shared states while the stream runs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="payments and what became known of them: Parquet or CSV",
+        help="payments and what became known of them: Parquet or CSV; all files in one run",
+    )
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="shared states: hold folding, and let consumers begin for so long; what they have"
+        " folded already takes no past any more (default: 0)",
     )
     add_columns_argument(parser)
     add_specification_argument(parser)
@@ -31,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load all files, save the store, print what was counted. Raises FreshscoreError, OSError."""
+    """Load all files, print what was counted; 1 if shared states refused some of it.
+
+    Raises FreshscoreError, OSError.
+    """
     from freshscore.config.clock import SystemClock
     from freshscore.features.packing import Packer
     from freshscore.invalidation.embedded import EmbeddedState
@@ -39,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore.output import print_table, progress, write_json
 
     settings = stored_settings_of(arguments)
+    if settings.store.backend == "redis":
+        from freshscore.shared_backfilling import run_shared
+
+        return run_shared(arguments, settings)
     state = EmbeddedState.open(settings)
     program = state.store.program
     packer = Packer(program, state.store.keys)

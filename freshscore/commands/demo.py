@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = replaying.trained_before(stream, settings, clock, "the demo's own")
     Registry.of(settings.store.path).add(chosen.model, "trained by the demo", clock.now_ms())
     print(chosen.said, flush=True)
-    outcome = replaying.run_replay(stream, chosen.model, settings, replay_rng, clock)
+    outcome, _ = replaying.run_replay(stream, chosen.model, settings, replay_rng, clock)
     replaying.print_outcome(outcome)
     write_json(arguments.json, {"seed": arguments.seed, **figures_of(outcome)})
     report_of = replaying.report_writer()

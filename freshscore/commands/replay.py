@@ -90,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from freshscore import replaying
     from freshscore.config.clock import SystemClock
-    from freshscore.output import write_json, writing
+    from freshscore.config.secret import shared_secret
+    from freshscore.output import print_table, write_json, writing
     from freshscore.simulations.incumbents import incumbent_decisions
     from freshscore.simulations.outcome_tables import figures_of
     from freshscore.simulations.shapes import preset
@@ -117,7 +118,11 @@ def run(arguments: argparse.Namespace) -> int:
     clock = SystemClock()
     chosen = replaying.chosen_model(stream, settings, clock, arguments.model)
     print(chosen.said, flush=True)
-    outcome = replaying.run_replay(
+    shared = settings.store.backend == "redis"
+    secret = shared_secret(settings.store.path) if shared else None
+    if shared:
+        stream = stream.within_reach(1_000 * settings.store.horizon_s)
+    outcome, records = replaying.run_replay(
         stream,
         chosen.model,
         settings,
@@ -125,17 +130,25 @@ def run(arguments: argparse.Namespace) -> int:
         clock,
         oracle=arguments.oracle,
         incumbent=arguments.incumbent,
+        secret=secret,
     )
     replaying.print_outcome(outcome)
-    write_json(
-        arguments.json,
-        {
-            "seed": arguments.seed,
-            "model": chosen.said,
-            **figures_of(outcome),
-            "rejected": rejected_figures(table),
-        },
-    )
+    figures = {
+        "seed": arguments.seed,
+        "model": chosen.said,
+        **figures_of(outcome),
+        "rejected": rejected_figures(table),
+    }
+    holds = outcome.equality.holds
+    if shared:
+        from freshscore.shared_replaying import run_shared
+
+        beside = run_shared(stream, chosen.model, settings, records, clock)
+        print_table(["through Kafka and Redis", "value"], beside.rows())
+        print(beside.verdict)
+        figures["shared"] = dict(beside.rows())
+        holds = holds and beside.equality.holds
+    write_json(arguments.json, figures)
     if report_of is None:
         print("no report: its pictures need matplotlib (pip install 'freshscore[report]')")
     else:
@@ -145,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
         with writing(path):
             replaying.write_report(path, page)
         print(f"report: {path}")
-    return 0 if outcome.equality.holds else _CHECK_FAILED
+    return 0 if holds else _CHECK_FAILED
 
 
 def _until(table: PaymentTable, before_ms: int | None) -> PaymentTable:

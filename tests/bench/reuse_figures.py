@@ -86,4 +86,4 @@ def _replayed(table: PaymentTable, start_ms: int) -> Outcome:
     # What a replay says while it works is not part of the table.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         chosen = trained_before(stream, settings, clock, "the benchmark's own")
-        return run_replay(stream, chosen.model, settings, replay_rng, clock, oracle="none")
+        return run_replay(stream, chosen.model, settings, replay_rng, clock, oracle="none")[0]

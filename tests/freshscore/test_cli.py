@@ -65,7 +65,7 @@ def test_canary_heavy_imports_are_seen() -> None:
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_of_the_table_has_its_module(name: str) -> None:
-    module = importlib.import_module(f"freshscore.commands.{name.replace(' ', '_')}")
+    module = importlib.import_module(f"freshscore.commands.{cli.module_of(name)}")
     assert callable(module.add_arguments)
     assert callable(module.run)
 
@@ -73,7 +73,7 @@ def test_every_command_of_the_table_has_its_module(name: str) -> None:
 def test_every_command_module_is_in_the_table() -> None:
     folder = Path(cli.__file__).parent / "commands"
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert modules == {name.replace(" ", "_") for name in cli.COMMANDS}
+    assert modules == {cli.module_of(name) for name in cli.COMMANDS}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""`freshscore cache show`: the scores that are kept in Redis for one entity."""
+
+from __future__ import annotations
+
+import argparse
+
+from freshscore.arguments import settings_of
+from freshscore.named_entity import add_entity_arguments, named_entity
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whose scores, under which model."""
+    add_entity_arguments(parser)
+    parser.add_argument(
+        "--model",
+        metavar="VERSION",
+        required=True,
+        help="the model version (`freshscore models list` has them)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the scores, newest first. Raises FreshscoreError."""
+    import msgspec
+
+    from freshscore.invalidation.deployment import opened
+    from freshscore.output import print_table, write_json
+    from freshscore.scoring.kept_scores import kept_scores
+
+    with opened(settings_of(arguments)) as deployment:
+        number, token = named_entity(arguments, deployment)
+        entity = deployment.program.entities[number].name
+        now_ms = deployment.clock.now_ms()
+        found = kept_scores(deployment.nodes, deployment.redis_keys, token, arguments.model, now_ms)
+    ends = "" if found.life_s is None else f"; they end in {found.life_s} s"
+    print(f"{entity} {token.hex()}: {len(found.scores)} scores of {arguments.model}{ends}")
+    if number:
+        first = deployment.program.entities[0].name
+        print(f"scores are kept beside the state of a payment's {first}")
+    if found.scores:
+        print_table(
+            ["feature hash", "score", "age s", "state"],
+            [
+                (
+                    one.feature_hash,
+                    one.score,
+                    None if one.computed_ms is None else (now_ms - one.computed_ms) / 1_000,
+                    _state(one.score, one.is_served),
+                )
+                for one in found.scores
+            ],
+        )
+    figures = {"entity": entity, "token": token.hex(), "model": arguments.model, "now_ms": now_ms}
+    write_json(arguments.json, figures | msgspec.to_builtins(found))
+    return 0
+
+
+def _state(score: float | None, is_served: bool) -> str:
+    if score is None:
+        return "damaged"
+    return "served" if is_served else "invalidated"

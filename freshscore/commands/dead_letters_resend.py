@@ -1,0 +1,32 @@
+"""`freshscore dead-letters resend`: what was refused is tried again, from its place in the log."""
+
+from __future__ import annotations
+
+import argparse
+
+from freshscore.arguments import settings_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which letters."""
+    parser.add_argument("--reason", metavar="REASON", help="only letters with this reason")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send them again and count; 1 if some are still set aside. Raises FreshscoreError."""
+    from freshscore.invalidation.deployment import opened
+    from freshscore.invalidation.letter_reading import read_letters
+    from freshscore.invalidation.past_writing import opened_resending
+    from freshscore.invalidation.resending import SETTLED
+    from freshscore.output import print_table, write_json
+
+    settings = settings_of(arguments)
+    with opened(settings) as deployment, opened_resending(deployment) as resending:
+        for part in read_letters(settings.kafka):
+            resending.resend(
+                [one for one in part.values() if arguments.reason in (None, one.reason)]
+            )
+        outcomes = resending.outcomes
+    print_table(["what came of it", "letters"], sorted(outcomes.items()))
+    write_json(arguments.json, {"outcomes": outcomes})
+    return int(any(outcome not in SETTLED for outcome in outcomes))
