@@ -25,7 +25,7 @@ from typing import Final, NamedTuple, NoReturn
 import numpy as np
 
 from freshscore.config.clock import Clock
-from freshscore.config.errors import Unavailable
+from freshscore.config.errors import DamagedState, StoreFull, Unavailable
 from freshscore.config.settings import Settings
 from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_door import Nodes
@@ -120,7 +120,7 @@ class Consumer:
     def run(self) -> None:
         """Work until `stop`, then settle what is under way and leave the group.
 
-        Raises what no waiting mends: WrongSecret, SettingsError, StoreFull.
+        Raises what no waiting mends: WrongSecret, SettingsError.
         """
         try:
             while not self._stopping.is_set():
@@ -145,7 +145,7 @@ class Consumer:
         try:
             self._settle()
             self._commit(wait=True)
-        except (Unavailable, _Lost) as problem:
+        except (Unavailable, DamagedState, StoreFull, _Lost) as problem:
             logging.getLogger("freshscore").warning("not committed at the end: %s", problem)
         self._give_back_lines()
         self._parts.reader.close()
@@ -161,7 +161,7 @@ class Consumer:
                 self._settle()
             self._beat_if_due()
             self._commit_if_due()
-        except (Unavailable, _Lost) as problem:
+        except (Unavailable, DamagedState, StoreFull, _Lost) as problem:
             self._begin_again(problem)
             return 0
         self._n_troubles = 0
@@ -367,7 +367,9 @@ class Consumer:
     def _commit(self, *, wait: bool) -> None:
         self._parts.letters.settle()
         reader = self._parts.reader
-        everything, reader.has_failed_to_commit = reader.has_failed_to_commit, False
+        # At the end all of it: what nobody waited for may be lost with the connection.
+        everything = wait or reader.has_failed_to_commit
+        reader.has_failed_to_commit = False
         moved = {
             at: place.published
             for at, place in self._places.items()

@@ -35,7 +35,6 @@ from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.invalidation.record_batches import (
     ARRIVAL,
     BATCH,
-    DAMAGED,
     LENGTH,
     SPAN,
     no_spans,
@@ -362,8 +361,10 @@ class _Batch:
 
 
 def _fetched(partition: Partition, records: list[Any]) -> Fetched:
-    if records[0].__class__ is _Batch and all(one.__class__ is _Batch for one in records):
-        return _of_batches(partition, records)
+    if all(one.__class__ is _Batch for one in records):
+        in_place = _of_batches(partition, records)
+        if in_place is not None:
+            return in_place
     return _of_records(partition, [one for found in records for one in _opened(found)])
 
 
@@ -373,7 +374,8 @@ def _opened(found: Any) -> list[Any]:
     return [one for one in found.batch if one.offset >= found.fetched_from]
 
 
-def _of_batches(partition: Partition, found: list[_Batch]) -> Fetched:
+def _of_batches(partition: Partition, found: list[_Batch]) -> Fetched | None:
+    """The messages where they lie; None for batches that the kernel cannot read."""
     n = sum(one.count for one in found)
     table = np.empty((len(found), BATCH), np.int64)
     buffers = [np.frombuffer(one.batch._buffer, np.uint8) for one in found]
@@ -392,10 +394,7 @@ def _of_batches(partition: Partition, found: list[_Batch]) -> Fetched:
     spans, offsets = np.empty((n, SPAN), np.int64), np.empty(n, np.int64)
     done = split_batches(address_of(table), len(found), address_of(spans), address_of(offsets))
     if done != n:
-        raise Unavailable(
-            f"batch at offset {found[DAMAGED - done].batch.base_offset} of {_named(partition)} is"
-            " not what it says; it is fetched again"
-        )
+        return None
     # A broker sends whole batches: the first may begin before what was asked for.
     early = int(np.searchsorted(offsets, found[0].fetched_from))
     next_offset = found[-1].batch.next_offset

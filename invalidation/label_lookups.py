@@ -5,8 +5,10 @@ Rule: a label finds its payment by identity or waits; nothing is guessed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
+from freshscore.config.errors import DamagedState
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import bucket_of
@@ -33,7 +35,7 @@ class LabelLookups:
     ) -> Iterator[tuple[Lookup, Found | None]]:
         """Each label, which arrived then, with what the index has of its payment.
 
-        Raises Unavailable, DamagedState.
+        What is damaged is as if it were not there. Raises Unavailable.
         """
         if not self._index.is_kept:
             yield from ((one, None) for one in lookups)
@@ -49,7 +51,11 @@ class LabelLookups:
         replies = replies_to(self._nodes, asked)
         at = 0
         for one, n in zip(lookups, n_keys, strict=True):
-            indexed = self._index.found(one.identity, replies[at : at + n])
+            try:
+                indexed = self._index.found(one.identity, replies[at : at + n])
+            except DamagedState as problem:
+                logging.getLogger("freshscore").warning("%s", problem)
+                indexed = None
             at += n
             tokens = () if indexed is None else (token or _ABSENT for token in indexed.tokens)
             yield one, None if indexed is None else Found(one, indexed.time_ms, b"".join(tokens))

@@ -137,7 +137,7 @@ def begin_of(committed: int | None, markers: Sequence[NodeMarker], first: int) -
         return first, True
     offsets = [marker.offset for marker in markers]
     known = [offset for offset in offsets if offset is not None]
-    if len(known) < len(offsets):
+    # Without a commit nobody has said that what was refused up to the markers is set aside.
+    if len(known) < len(offsets) or committed is None:
         return first, False
-    begin = min(known) if committed is None else min(committed, *known)
-    return max(first, begin), False
+    return max(first, min(committed, *known)), False

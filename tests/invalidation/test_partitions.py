@@ -15,8 +15,8 @@ _HAS, _LOST = True, False
         # What is durable everywhere is passed over; the lowest of all counts.
         (90, [(_HAS, 95), (_HAS, 93)], 0, 90),
         (99, [(_HAS, 95), (_HAS, 93)], 0, 93),
-        # A group that never committed goes by the markers.
-        (None, [(_HAS, 95), (_HAS, 93)], 0, 93),
+        # A group that never committed has vouched for nothing, dead letters included.
+        (None, [(_HAS, 95), (_HAS, 93)], 2, 2),
         # Offsets that were reset to the beginning are followed, though markers are further.
         (0, [(_HAS, 95)], 0, 0),
         # A node that has never seen the partition gets all that the log still has.
