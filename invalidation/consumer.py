@@ -465,9 +465,12 @@ class Consumer:
         self._settle()
         at_ms = self._clock.now_ms()
         ends = self._parts.reader.ends([*self._places])
+        passed_ms = at_ms - self._settings.kafka.clock_error_ms
+        if self._settings.kafka.historical:
+            # History has no clock: what ends has passed what the other partitions have come to.
+            passed_ms = max(place.arrival_ms for place in self._places.values())
         for at, end in ends.items():
-            passed_ms = at_ms - self._settings.kafka.clock_error_ms
-            self._places[at].reach_end(end, 0 if self._settings.kafka.historical else passed_ms)
+            self._places[at].reach_end(end, passed_ms)
         self._note_rebuilt(at_ms)
         self._mark()
         self._release_held()

@@ -225,8 +225,16 @@ class LogReader:
         self._consumer.pause(*(kafka.TopicPartition(*at) for at in partitions))
 
     def resume(self, partitions: Sequence[Partition]) -> None:
-        """Fetch them again."""
-        self._consumer.resume(*(kafka.TopicPartition(*at) for at in partitions))
+        """Fetch them again, from their position.
+
+        What had been fetched before the pause is let go: kafka-python 3.0 parks it, does not always
+        bring it back, and fetches nothing of a partition for which it has something parked.
+        """
+        places = [kafka.TopicPartition(*at) for at in partitions]
+        for place in places:
+            self._consumer._fetcher._paused_partition_records.pop(place, None)
+            self._consumer._fetcher._paused_completed_fetches.pop(place, None)
+        self._consumer.resume(*places)
 
     def position(self, partition: Partition) -> int:
         """The offset of the next message that a poll brings."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 # Older OpenBLAS builds need these; a current numpy is slowed by them (they are set here alone).
@@ -16,19 +17,24 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import (  # noqa: E402  # the path is above
+    consumer_figures,
     history_figures,
+    message_figures,
+    redis_figures,
     reuse_figures,
     scoring_figures,
+    shared_figures,
     start_figures,
     state_figures,
 )
+from tests.bench.consumer_bench import ConsumerBench  # noqa: E402
 from tests.bench.figures import Figure, written  # noqa: E402
 from tests.bench.material import Material  # noqa: E402
 
 RESULT = Path("build/bench.json")
 
 
-def parts() -> dict[str, Callable[[], list[Figure]]]:
+def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
     """Name -> what measures it."""
     material = Material()
     return {
@@ -46,12 +52,22 @@ def parts() -> dict[str, Callable[[], list[Figure]]]:
         "history": lambda: history_figures.whole_file(material),
         "reuse": reuse_figures.rescored,
         "start": start_figures.first_score,
+        "messages": message_figures.messages,
+        "redis_memory": redis_figures.memory,
+        "redis_index": redis_figures.label_index,
+        "redis_exchange": redis_figures.exchange,
+        **shared_figures.parts(),
+        **consumer_figures.parts(bench),
     }
 
 
 def main(names: list[str]) -> int:
     """Measure, print, write; 0 even where a goal is missed, which the table says."""
-    known = parts()
+    with ExitStack() as stack:
+        return _measured(parts(stack.enter_context(ConsumerBench())), names)
+
+
+def _measured(known: dict[str, Callable[[], list[Figure]]], names: list[str]) -> int:
     unknown = [name for name in names if name not in known]
     if unknown:
         print(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
