@@ -98,7 +98,13 @@ class DeadLetters:
         """Send a letter. Raises Unavailable."""
         with self._counting:
             self._unsent += 1
-        self._writer.send(self._topic, letter.key, msgspec.json.encode(letter), done=self._done)
+        try:
+            self._writer.send(self._topic, letter.key, msgspec.json.encode(letter), done=self._done)
+        except BaseException:
+            # Nobody will say what became of it; its message is read again.
+            with self._counting:
+                self._unsent -= 1
+            raise
 
     def _done(self, at: object) -> None:
         with self._counting:
