@@ -3,11 +3,13 @@
     NS:{TAG}:FP          record log of one entity's state        TAG: its token, FP: of the layout
     NS:{TAG}:FP:p        what was folded of it, where a grid reads facts
     NS:{TAG}:s:V         its recent scores under one model version
-    NS:{N}:markers       how far a node has got, NS:{N}:progress its summary
+    NS:{N}:markers:LD    how far a node has got, NS:{N}:progress:LD its summary
     NS:{control}:NAME    what all processes share: the invalidation stream, leases, ...
-    NS:{iBUCKET}:G       label index: where a payment's entities and time are found by its identity
+    NS:{iBUCKET}:W:G     label index: where a payment's entities and time are found by its identity
 
-TAG, FP and V are base64url without padding of 16, 8 and 8 bytes, N is a decimal number.
+TAG, FP, V and LD are base64url without padding of 16, 8, 8 and 8 bytes; N, W and G are decimal
+numbers. LD names the layouts of all entities together: states of other layouts have keys, and so
+an epoch, of their own. W is the width of the index's records.
 Rule: keys are injective in what they name (a namespace has neither colon nor brace, each part has
 its own length or alphabet), and no tag can hold a brace. No identifier is in a key, only tokens.
 Source: hash tags and slots of the Redis Cluster specification.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from binascii import b2a_base64, crc_hqx
+from collections.abc import Sequence
 from typing import Final
 
 SLOTS: Final = 16_384
@@ -51,10 +54,15 @@ def bucket_of(identity: int) -> int:
 
 
 class RedisKeys:
-    """The keys in one namespace, as bytes."""
+    """The keys in one namespace, as bytes.
 
-    def __init__(self, namespace: str) -> None:
+    fingerprints: of the states of all entities, in order (features/state_layout.py); () where no
+    program is at hand, and then nothing that says how far a node has got can be named.
+    """
+
+    def __init__(self, namespace: str, fingerprints: Sequence[int] = ()) -> None:
         self.prefix: Final = namespace.encode("ascii") + b":{"
+        self._layouts = _digest_of(fingerprints) if fingerprints else b""
 
     def state(self, token: bytes, fingerprint: int) -> bytes:
         """Of the state of an entity, by its token and its layout's fingerprint."""
@@ -70,17 +78,30 @@ class RedisKeys:
         return b"%b%b}:s:%b" % (self.prefix, tag_of(token), _base64url(digest.digest()))
 
     def markers(self, tag: str) -> bytes:
-        """Of the markers of the node that has `tag`."""
-        return b"%b%b}:markers" % (self.prefix, tag.encode())
+        """Of the markers of the node that has `tag`. Raises ValueError without fingerprints."""
+        return self._of_node(tag, b"markers")
 
     def progress(self, tag: str) -> bytes:
-        """Of the summary of those markers."""
-        return b"%b%b}:progress" % (self.prefix, tag.encode())
+        """Of the summary of those markers. Raises ValueError without fingerprints."""
+        return self._of_node(tag, b"progress")
+
+    def _of_node(self, tag: str, name: bytes) -> bytes:
+        if not self._layouts:
+            raise ValueError("how far a node has got is named by the fingerprints of its states")
+        return b"%b%b}:%b:%b" % (self.prefix, tag.encode(), name, self._layouts)
 
     def control(self, name: str) -> bytes:
         """Of one of the things that all processes share; they are on one node."""
         return b"%b%b}:%b" % (self.prefix, CONTROL.encode(), name.encode())
 
-    def labels(self, bucket: int, generation: int) -> bytes:
-        """Of one generation of a bucket of the label index."""
-        return b"%bi%d}:%d" % (self.prefix, bucket, generation)
+    def labels(self, bucket: int, width: int, generation: int) -> bytes:
+        """Of one generation of a bucket of the label index, with records of `width` bytes."""
+        return b"%bi%d}:%d:%d" % (self.prefix, bucket, width, generation)
+
+
+def _digest_of(fingerprints: Sequence[int]) -> bytes:
+    """How keys name the layouts of all entities: 11 characters."""
+    digest = hashlib.blake2b(digest_size=8, person=b"state-layouts")
+    for fingerprint in fingerprints:
+        digest.update(fingerprint.to_bytes(8, "little"))
+    return _base64url(digest.digest())

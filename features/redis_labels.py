@@ -7,7 +7,8 @@ A string holds one generation of a bucket, records one behind the other, appende
     16 bytes   the token of each entity of the specification, in order; zeros where it is absent
 
 A generation is a quarter of the index's lifetime, by arrival, and lives for five quarters, so a
-lookup reads five strings of one slot.
+lookup reads five strings of one slot. The width of records is in the key, so that an index of other
+records is not found instead of misread.
 Rule: a record is found or it is not: what does not fit the width is damage, never read.
 """
 
@@ -56,12 +57,15 @@ class LabelIndex:
 
     def key(self, row: bytes, arrival_ms: int) -> bytes:
         """Where the payment in `row`, which arrived at `arrival_ms`, is entered."""
-        return self._keys.labels(bucket_of(identity_of(row)), arrival_ms // self._generation_ms)
+        generation = arrival_ms // self._generation_ms
+        return self._keys.labels(bucket_of(identity_of(row)), self._width, generation)
 
     def keys_of(self, row: bytes, now_ms: int) -> list[bytes]:
         """Where it may have been entered within the lifetime, oldest first; of one slot."""
         bucket, last = bucket_of(identity_of(row)), now_ms // self._generation_ms
-        return [self._keys.labels(bucket, last - n) for n in range(_GENERATIONS, -1, -1)]
+        return [
+            self._keys.labels(bucket, self._width, last - n) for n in range(_GENERATIONS, -1, -1)
+        ]
 
     def record(self, row: bytes) -> bytes:
         """What is entered."""

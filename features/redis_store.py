@@ -30,6 +30,7 @@ from freshscore.features.redis_keys import RedisKeys, bucket_of, tag_of
 from freshscore.features.redis_labels import Indexed, LabelIndex
 from freshscore.features.redis_reading import StateReading, StoredStates
 from freshscore.features.redis_scripts import BEGIN
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.store import StoreLimits
 
 _DAY_S: Final = 86_400
@@ -60,7 +61,7 @@ class RedisStore:
         self.nodes = nodes
         self._clock = clock or SystemClock()
         self.maker = RecordMaker(program, keys)
-        self.names = RedisKeys(namespace or nodes.settings.namespace)
+        self.names = RedisKeys(namespace or nodes.settings.namespace, state_fingerprints(program))
         self.reading = StateReading(self.maker, self.names, nodes)
         self.index = LabelIndex(self.names, len(program.entities), nodes.settings.label_index_days)
         self.held_ms = program.specification.held_ms
@@ -219,6 +220,14 @@ class RedisStore:
         """Events before this are beyond reach, ms."""
         return self._newest_ms - self.held_ms - self.limits.horizon_ms
 
-    def too_many_events(self, state: DecodedState, looks_from_ms: int) -> bool:
-        """Whether features that look back from `looks_from_ms` miss what a state has forgotten."""
-        return looks_from_ms - self.held_ms < state.forgotten_below_ms
+    def too_many_events(
+        self, state: DecodedState, looks_from_ms: int, watermark_ms: int = 0
+    ) -> bool:
+        """Whether features that look back from `looks_from_ms` miss what the limit on events took.
+
+        watermark_ms: of the nodes when the state was read, 0 for unknown. What time alone may have
+        made a state forget is not counted: a request for that is too old.
+        """
+        forgotten_ms = state.forgotten_below_ms
+        by_time_ms = watermark_ms - self.limits.horizon_ms - self.held_ms
+        return forgotten_ms > by_time_ms and looks_from_ms - self.held_ms < forgotten_ms

@@ -33,6 +33,7 @@ LATE: Final = 192  # bits: entities with facts of folded events, to be decoded w
 DAMAGED: Final = 200  # bits: entities whose bytes fail their check
 SCANNED: Final = 208  # records of one state that scans have scratch for
 MOST: Final = 216  # of an exact one, in the last request
+LATENESS: Final = 224  # ms by which an event may be late: the horizon
 
 # What taking states comes to.
 TAKEN: Final = 0
@@ -274,8 +275,12 @@ def take_states(
             continue
         at = behind
         layout = i64(i64(head + t.TILES) + LAYOUT)
-        if i64(state + t.FORGOTTEN) > 0:
-            held_from = max(held_from, i64(state + t.FORGOTTEN) + i64(store + t.HELD))
+        forgotten = i64(state + t.FORGOTTEN)
+        if forgotten > watermark - i64(store + LATENESS) - i64(store + t.HELD):
+            # Time alone cannot have made it forget so much: it had too many events.
+            put_i64(state + t.LOST, forgotten)
+        elif forgotten > 0:
+            held_from = max(held_from, forgotten + i64(store + t.HELD))
         if _front(blob, length, layout) > 0:
             folded_below = i64(blob + 32)
             if own_time < folded_below:

@@ -63,19 +63,23 @@ class StateLayout:
     address: int = field(repr=False, compare=False)
 
 
+def state_fingerprints(program: Program) -> tuple[int, ...]:
+    """The fingerprints of the states of all entities, in order; they are those of the layouts."""
+    return tuple(_state_fingerprint(program, entity) for entity in range(len(program.entities)))
+
+
 def state_layout(program: Program, keys: Keys, entity: int) -> StateLayout:
     """The layout of the states of entity number `entity` of `program`."""
     layout = program.entities[entity]
-    is_grid = program.specification.entity(layout.name).mode == "grid"
+    is_grid = _is_grid(program, entity)
     wants, conditions, windows = _read_by_windows(program, entity)
     reads_facts = bool(wants & p.WANT_FACTS)
     squares = bool(wants & p.WANT_SQUARES)
-    n_facts = len(program.specification.facts) if reads_facts else 0
+    n_facts = _facts_read(program, wants)
     condition_words = 2 + 3 * squares + n_facts
     tile_words = 1 + condition_words * len(conditions) if is_grid else 0
     records = record_fingerprint(program, entity)
-    tiles = [conditions, windows, squares, n_facts] if is_grid else []
-    fingerprint = _digest(b"state-layout", [_FORMAT, records, tiles])
+    fingerprint = _state_fingerprint(program, entity)
     words = np.zeros(CONDITIONS + len(conditions) + WINDOW * len(windows), np.int64)
     words[WIDTH] = 8 * layout.words
     words.view(np.uint64)[SEED] = fingerprint
@@ -122,6 +126,24 @@ def record_fingerprint(program: Program, entity: int) -> int:
         KINDS,
     ]
     return _digest(b"record-layout", meaning)
+
+
+def _state_fingerprint(program: Program, entity: int) -> int:
+    wants, conditions, windows = _read_by_windows(program, entity)
+    squares = bool(wants & p.WANT_SQUARES)
+    tiles = [conditions, windows, squares, _facts_read(program, wants)]
+    records = record_fingerprint(program, entity)
+    meaning = [_FORMAT, records, tiles if _is_grid(program, entity) else []]
+    return _digest(b"state-layout", meaning)
+
+
+def _is_grid(program: Program, entity: int) -> bool:
+    return program.specification.entity(program.entities[entity].name).mode == "grid"
+
+
+def _facts_read(program: Program, wants: int) -> int:
+    """How many facts a tile counts, by what its windows want."""
+    return len(program.specification.facts) if wants & p.WANT_FACTS else 0
 
 
 def _digest(person: bytes, meaning: list[object]) -> int:
