@@ -18,7 +18,7 @@ from freshscore.features.columns import AmountColumn, Roles, TimeColumn
 from freshscore.features.sources import Loaded, RawColumn
 from freshscore.features.specification import FeatureSpecification, has_location
 from freshscore.features.table import Problem
-from freshscore.features.transaction import FieldValue, Transaction
+from freshscore.features.transaction import FieldValue, Transaction, shown_name
 
 # The reason that a row is counted under, by how the message of Transaction begins.
 _REASONS: Final = {
@@ -73,20 +73,24 @@ def _check(transaction: Transaction, spec: FeatureSpecification) -> None:
         _number(transaction, name)
     for name in spec.categories:
         if not isinstance(transaction.fields.get(name, ""), str | None):
-            raise BadTransaction(f"field {name!r} must be a string: it is read as a category")
+            raise BadTransaction(
+                f"field {shown_name(name)} must be a string: it is read as a category"
+            )
     for flag in transaction.flags:
         if flag not in spec.facts:
-            raise BadTransaction(f"flag {flag!r} is no fact of specification {spec.name!r}")
+            raise BadTransaction(
+                f"flag {shown_name(flag)} is no fact of specification {spec.name!r}"
+            )
 
 
 def _number(transaction: Transaction, name: str) -> float | None:
     value = transaction.fields.get(name)
     if isinstance(value, str):
-        raise BadTransaction(f"field {name!r} must be a number, not a string")
+        raise BadTransaction(f"field {shown_name(name)} must be a number, not a string")
     try:
         return None if value is None else float(value)
     except OverflowError:
-        raise BadTransaction(f"field {name!r} is beyond the largest double") from None
+        raise BadTransaction(f"field {shown_name(name)} is beyond the largest double") from None
 
 
 def _text(value: FieldValue) -> str | None:

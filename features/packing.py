@@ -21,7 +21,7 @@ from freshscore.features.layout import NO_PLACE, place
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.program import Program, static_conditions
 from freshscore.features.row import make_row, row_words
-from freshscore.features.transaction import KIND_CODES, Transaction
+from freshscore.features.transaction import KIND_CODES, Transaction, shown_name
 
 if TYPE_CHECKING:
     from freshscore.features.specification import FeatureSpecification
@@ -167,7 +167,7 @@ class Packer:
                 values.append(_NAN)
             elif isinstance(value, str):
                 raise BadTransaction(
-                    f"field {name!r} is a string; the specification reads it as a number"
+                    f"field {shown_name(name)} is a string; the specification reads it as a number"
                 )
             else:
                 values.append(_as_float(name, value))
@@ -176,7 +176,8 @@ class Packer:
             code = self._codes.get(name, {}).get(value) if isinstance(value, str) else None
             if value is not None and not isinstance(value, str):
                 raise BadTransaction(
-                    f"field {name!r} is a number; the specification reads it as a category"
+                    f"field {shown_name(name)} is a number;"
+                    " the specification reads it as a category"
                 )
             values.append(_NAN if code is None else float(code))
         return values
@@ -215,7 +216,7 @@ class Packer:
             bit = self._facts.get(name)
             if bit is None:
                 raise BadTransaction(
-                    f"flag {name!r} is no fact of the specification;"
+                    f"flag {shown_name(name)} is no fact of the specification;"
                     f" it has {', '.join(self._facts) or 'none'}"
                 )
             bits |= value << bit
@@ -226,7 +227,7 @@ def _as_float(name: str, value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise BadTransaction(f"field {name!r} is beyond the largest float64") from None
+        raise BadTransaction(f"field {shown_name(name)} is beyond the largest float64") from None
 
 
 def _check_cohorts(spec: FeatureSpecification, cohorts: tuple[Cohort, ...]) -> None:

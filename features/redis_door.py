@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -166,15 +167,19 @@ class Nodes:
         finally:
             self.give_back(lines)
 
-    def borrow(self) -> Lines:
-        """What `lines` gives, to be handed to `give_back` in whatever state it is."""
+    def borrow(self, limit_s: float | None = None) -> Lines:
+        """What `lines` gives, to be handed to `give_back` in whatever state it is.
+
+        limit_s: how long to wait for a place; else the settings'.
+        """
+        limit_s = self.limit_s if limit_s is None else limit_s
         if self._is_closed:
             raise Closed("the connections to Redis are closed")
         pool = self._pool
-        if not pool.places.acquire(timeout=self.limit_s):
+        if not pool.places.acquire(timeout=max(0.0, limit_s)):
             raise Unavailable(
                 f"all {self.settings.max_connections} connections to Redis (redis.max_connections)"
-                f" were in use for {self.settings.timeout_ms} ms"
+                f" were in use for {limit_s * 1_000:.0f} ms"
             )
         topology = self.topology
         while pool.free:
@@ -233,8 +238,8 @@ class Nodes:
         if client is not None:
             client.close()
 
-    def _connected(self, address: Address) -> socket.socket:
-        return self._options.connected(address)
+    def _connected(self, address: Address, limit_s: float) -> socket.socket:
+        return self._options.connected(address, limit_s, self._clock)
 
     def _found_from(self, address: Address) -> Topology:
         """The nodes that the one at `address` knows of, each checked when it is first met."""
@@ -339,17 +344,28 @@ class _Options:
         """Of the server in the URL."""
         return str(self._given.get("host", "localhost")), int(self._given.get("port", 6379))
 
-    def connected(self, address: Address) -> socket.socket:
-        """A socket on which the user is known and the scripts are loaded."""
+    def connected(self, address: Address, limit_s: float, clock: Clock) -> socket.socket:
+        """A socket on which the user is known and the scripts are loaded, within `limit_s`."""
+        ends_s = clock.monotonic_s() + limit_s
         given = dict(self._given)
         made_by = given.pop("connection_class", Connection)
-        connection = made_by(**given | self._limits | {"host": address[0], "port": address[1]})
+        connection = made_by(
+            **given
+            | self._common(limit_s)
+            | {"host": address[0], "port": address[1]}
+            | {"redis_connect_func": partial(_shake_hands, ends_s, clock)}
+        )
         with translated():
-            connection.connect()
-            for script in SCRIPTS:
-                connection.send_command("SCRIPT", "LOAD", script.text)
-            for _ in SCRIPTS:
-                connection.read_response()
+            try:
+                connection.connect()
+                for script in SCRIPTS:
+                    connection.send_command("SCRIPT", "LOAD", script.text)
+                for _ in SCRIPTS:
+                    _bound(connection, ends_s, clock)
+                    connection.read_response()
+            except BaseException:
+                connection.disconnect()
+                raise
         # Taken from it, so that it does not close it; the library has no public way to its socket.
         made: socket.socket = connection._sock
         connection._sock = None
@@ -359,14 +375,12 @@ class _Options:
         """The library's client."""
         given = dict(self._given)
         is_tls = given.pop("connection_class", Connection) is SSLConnection
-        options = given | self._limits | {"ssl": is_tls}
+        options = given | self._common(self.settings.timeout_ms / 1_000) | {"ssl": is_tls}
         if self.settings.cluster:
             return RedisCluster(**{name: value for name, value in options.items() if name != "db"})
         return redis.Redis(**options)
 
-    @property
-    def _limits(self) -> dict[str, Any]:
-        limit_s = self.settings.timeout_ms / 1_000
+    def _common(self, limit_s: float) -> dict[str, Any]:
         password = self.settings.password
         return {
             "password": None if password is None else password.get_secret_value(),
@@ -376,6 +390,23 @@ class _Options:
             # RESP 2: nothing comes unasked.
             "protocol": 2,
         }
+
+
+def _shake_hands(ends_s: float, clock: Clock, connection: Connection) -> None:
+    """Do what the library does on a new connection, in what is left of the time."""
+    _bound(connection, ends_s, clock)
+    connection.on_connect()  # type: ignore[no-untyped-call]  # the library's
+
+
+def _bound(connection: Connection, ends_s: float, clock: Clock) -> None:
+    """Let the next wait of a connection end at `ends_s`, on the monotonic clock."""
+    left_s = ends_s - clock.monotonic_s()
+    if left_s <= 0.0:
+        raise TimeoutError("connecting took too long")
+    # The library puts the first on its parser; the second is what a read waits by.
+    connection.socket_timeout = left_s
+    made: socket.socket = connection._sock  # type: ignore[assignment]  # connected by now
+    made.settimeout(left_s)
 
 
 _IN_URL: Final = {"username", "host", "port", "db", "connection_class"}

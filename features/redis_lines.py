@@ -28,6 +28,8 @@ from freshscore.features.redis_numbers import FOUND, SCAN, USED, scan_numbers
 
 Address = tuple[str, int]
 Request = bytes | bytearray | memoryview
+# Makes a connection, ready for commands, within so many seconds; or raises Unavailable.
+Connect = Callable[[Address, float], socket.socket]
 # What a server answers; errors are values, for one bad command must not hide the other replies.
 Reply = Any
 
@@ -85,13 +87,14 @@ class _WasClosed(Unavailable):
 class Lines:
     """Connections to all nodes, for one thread at a time; each is made when it is first needed.
 
-    nodes: where they are. Replies are bytes, int, None, list or ReplyError.
+    nodes: where they are. connect: makes a connection within the limit of the exchange that needs
+    it. Replies are bytes, int, None, list or ReplyError.
     """
 
     def __init__(
         self,
         nodes: Sequence[Address],
-        connect: Callable[[Address], socket.socket],
+        connect: Connect,
         clock: Clock,
         limit_s: float,
     ) -> None:
@@ -232,9 +235,7 @@ class _Line:
         "n_unread",
     )
 
-    def __init__(
-        self, address: Address, connect: Callable[[Address], socket.socket], clock: Clock
-    ) -> None:
+    def __init__(self, address: Address, connect: Connect, clock: Clock) -> None:
         self._address = address
         self._connect = connect
         self._clock = clock
@@ -248,7 +249,7 @@ class _Line:
     def send(self, request: Request, limit_s: float) -> None:
         connection = self._socket
         if connection is None:
-            connection = self._opened()
+            connection = self._opened(limit_s)
         self.n_unread += 1
         try:
             if limit_s != self._kept_limit_s:
@@ -351,8 +352,8 @@ class _Line:
         if connection is not None:
             connection.close()
 
-    def _opened(self) -> socket.socket:
-        self._socket = self._connect(self._address)
+    def _opened(self, limit_s: float) -> socket.socket:
+        self._socket = self._connect(self._address, limit_s)
         self._has_answered = False
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_NOT_YET)
         self._kept_limit_s = 0.0

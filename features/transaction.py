@@ -2,12 +2,14 @@
 
 Rule: a Transaction that exists is valid and never changes, so everything behind it trusts it,
 and the packed form that a scorer keeps beside it stays true.
-Its `repr` shows names of entities, never their identifiers.
+Its `repr` shows names of entities, never their identifiers; a name that looks like an identifier is
+shown by its length alone, here and in every message.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -33,6 +35,9 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 # Longer strings and numbers in a message may be card numbers, which no message shows.
 _MOST_SHOWN: Final = 24
 _MOST_SHOWN_INT: Final = 10**12
+_LONGEST_SHOWN_NAME: Final = 64
+# Six or more, also in groups as on a card: no name of an entity or a field needs that.
+_MANY_DIGITS: Final = re.compile(r"(?:\d[ .\-]?){6}")
 _REQUIRED: Final = ("transaction_id", "time", "amount_minor", "currency", "entities")
 _OPTIONAL: Final = ("kind", "base_amount_minor", "original_id", "fields", "location", "flags")
 
@@ -235,10 +240,11 @@ class Transaction:
         return hash(self._transaction_id)
 
     def __repr__(self) -> str:
+        names = ", ".join(map(_plain_name, sorted(self._entities)))
         return (
             f"Transaction(transaction_id={self._transaction_id!r}, time={self._time},"
             f" amount_minor={self._amount_minor}, currency={self._currency!r},"
-            f" kind={self._kind!r}, entities=<{', '.join(sorted(self._entities))}>)"
+            f" kind={self._kind!r}, entities=<{names}>)"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -275,16 +281,37 @@ def _shown(value: object) -> str:
     return f"a {_kind(value)} that is not shown"
 
 
-def _checked_string(name: str, value: object) -> str:
+def shown_name(name: object) -> str:
+    """A name in a message, unless it may be an identifier that came into the wrong place."""
+    text = str(name)
+    if len(text) > _LONGEST_SHOWN_NAME or _MANY_DIGITS.search(text):
+        return f"<a name of {len(text)} characters>"
+    return repr(text)
+
+
+def _plain_name(name: object) -> str:
+    """The same without quotation marks, where it is a word."""
+    text = str(name)
+    return text if text.isidentifier() and shown_name(text) == repr(text) else shown_name(text)
+
+
+def _checked_string(what: str, value: object, name: str | None = None) -> str:
+    """The value, if it is text within its limit; `name` says which of several it is."""
     if not isinstance(value, str):
-        raise BadTransaction(f"{name} must be a string, not {_kind(value)}")
+        raise BadTransaction(f"{_which(what, name)} must be a string, not {_kind(value)}")
     try:
         length = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
-        raise BadTransaction(f"{name} is not valid Unicode") from None
+        raise BadTransaction(f"{_which(what, name)} is not valid Unicode") from None
     if not 1 <= length <= MAX_STRING_BYTES:
-        raise BadTransaction(f"{name} has {length} bytes; it needs 1 to {MAX_STRING_BYTES}")
+        raise BadTransaction(
+            f"{_which(what, name)} has {length} bytes; it needs 1 to {MAX_STRING_BYTES}"
+        )
     return value
+
+
+def _which(what: str, name: str | None) -> str:
+    return what if name is None else f"{what} {shown_name(name)}"
 
 
 def _checked_amount(name: str, value: object) -> int:
@@ -310,7 +337,7 @@ def _checked_entities(entities: object) -> dict[str, str]:
             continue
         if not isinstance(name, str):
             raise BadTransaction(f"the name of an entity must be a string, not {_kind(name)}")
-        checked[name] = _checked_string(f"entity {name!r}", identifier)
+        checked[name] = _checked_string("entity", identifier, name)
     return checked
 
 
@@ -321,9 +348,9 @@ def _checked_fields(fields: object) -> dict[str, FieldValue]:
         if not isinstance(name, str):
             raise BadTransaction(f"the name of a field must be a string, not {_kind(name)}")
         if isinstance(value, str):
-            _checked_string(f"field {name!r}", value or "-")
+            _checked_string("field", value or "-", name)
         elif value is not None and not isinstance(value, (int, float)):
-            raise BadTransaction(f"field {name!r} must be a string, number, bool or None")
+            raise BadTransaction(f"field {shown_name(name)} must be a string, number, bool or None")
     return dict(fields)
 
 
@@ -353,5 +380,5 @@ def _names_problem(value: Mapping[str, Any]) -> str:
     missing = [name for name in _REQUIRED if name not in value]
     if missing:
         return f"missing: {', '.join(missing)}"
-    unknown = [str(name) for name in value if name not in (*_REQUIRED, *_OPTIONAL)]
+    unknown = [_plain_name(name) for name in value if name not in (*_REQUIRED, *_OPTIONAL)]
     return f"unknown: {', '.join(unknown)}; known are {', '.join((*_REQUIRED, *_OPTIONAL))}"

@@ -290,7 +290,9 @@ def _decoded(decode: Callable[[bytes], Any], value: bytes) -> dict[str, Any]:
     try:
         # As plain values: what else it may answer with could raise later.
         tree = msgspec.to_builtins(decode(value), builtin_types=(datetime, bytes))
-    except Exception as problem:  # noqa: BLE001  # their code may raise anything: then malformed
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # noqa: BLE001  # theirs may raise anything, SystemExit too
         raise MessageRefused(
             MALFORMED, f"the decode callable raised {type(problem).__name__}"
         ) from None

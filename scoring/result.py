@@ -114,9 +114,10 @@ class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
         return watermark
 
     @property
-    def lag_ms(self) -> int:
-        """How far `as_of` lies behind the watermark's future: as_of - watermark, at least 0."""
-        return max(0, self.as_of - self.watermark)
+    def lag_ms(self) -> int | None:
+        """How far `as_of` lies ahead of the watermark, at least 0; None while that is not known."""
+        watermark = self.watermark
+        return max(0, self.as_of - watermark) if watermark else None
 
     @property
     def control(self) -> bool:

@@ -1,6 +1,7 @@
 """Seats: what one request needs for itself while it is scored, so that many threads can.
 
-Rule: a seat belongs to one request at a time; there are never more than connections.
+Rule: a seat belongs to one request at a time, and keeps its connections. There are fewer seats than
+connections, so that leases are renewed and scores kept however many requests are under way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from freshscore.scoring.tier import Tier
 
 _CACHE_OFF: Final = c.CACHE_OFF // 8
 _SCRATCH: Final = c.SCRATCH // 8
+# The keeper of the lease, and one for scores to be kept or a command.
+_MOST_RESERVED: Final = 2
 
 
 class Seat:
@@ -42,6 +45,11 @@ class Seat:
         if self.store.has_grown:
             self.context[_SCRATCH] = self.store.scratch_at
             self.store.has_grown = False
+
+
+def most_seats(max_connections: int) -> int:
+    """How many of the connections scores may hold; the rest is for whoever works beside them."""
+    return max_connections - min(_MOST_RESERVED, max_connections // 2)
 
 
 class Seats:
@@ -111,7 +119,7 @@ class Seats:
             self._n_waiting -= 1
         if not found:
             raise Unavailable(
-                f"{self._most} scores are under way (redis.max_connections), and none ended within"
-                f" {limit_s * 1_000:.0f} ms"
+                f"{self._most} scores are under way (redis.max_connections less a reserve), and"
+                f" none ended within {limit_s * 1_000:.0f} ms"
             )
         return found[0]
