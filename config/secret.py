@@ -47,11 +47,6 @@ class Secret:
         """Eight hexadecimal digits that tell secrets apart and reveal nothing of them."""
         return self.key("key id", 4).hex()
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether it was given, or found in a folder: else it ends with this process."""
-        return self.origin != _PROCESS
-
 
 def load_secret(folder: Path | None, env: Mapping[str, str] | None = None) -> Secret:
     """The secret for a store in `folder`, or for one in memory where that is None.

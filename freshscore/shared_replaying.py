@@ -32,6 +32,7 @@ from freshscore.features.redis_commands import remove_namespace
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_progress import progress_of
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.kafka_door import LogAdmin, LogWriter
 from freshscore.invalidation.messages import encode_label, encode_transaction
 from freshscore.invalidation.topics import make_topics, topic_names
@@ -110,7 +111,7 @@ def run_shared(
     program = compiled(stream.table.specification)
     with _deployment(settings, program) as own, _Log(own, program) as log:
         nodes = Nodes.open(own.redis)
-        applied = _Applied(nodes, own)
+        applied = _Applied(nodes, own, program)
         started_s = clock.monotonic_s()
         log.send_history(stream, clock)
         with _consumer(own):
@@ -206,8 +207,8 @@ class _Log:
 class _Applied:
     """How many messages of the log all nodes of Redis hold."""
 
-    def __init__(self, nodes: Nodes, settings: Settings) -> None:
-        keys = RedisKeys(settings.redis.namespace)
+    def __init__(self, nodes: Nodes, settings: Settings, program: Program) -> None:
+        keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         self._nodes = nodes
         self._keys = [keys.progress(tag) for tag in nodes.tags]
 

@@ -21,6 +21,7 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.store import StoreLimits
 from freshscore.invalidation.batches import Batcher
 from freshscore.invalidation.consumer import Consumer, ConsumerParts
@@ -58,7 +59,7 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     keys = Keys(program, secret)
     topics = checked_topics(settings, specification)
     nodes = Nodes.open(settings.redis, clock)
-    redis_keys = RedisKeys(settings.redis.namespace)
+    redis_keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
     store = RedisStore(program, keys, limits_of(settings), nodes, clock)
     topic_ids = {name: topic.topic_id for name, topic in topics.items()}
     markers = NodeMarkers(
@@ -93,7 +94,7 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
         ),
         lookups=LabelLookups(nodes, store.index, settings.kafka.clock_error_ms),
         compactor=Compactor(store),
-        folding=FoldingLines(settings, nodes, specification.held_ms),
+        folding=FoldingLines(settings, nodes, redis_keys, specification.held_ms),
         topic_ids=topic_ids,
         digest_key=secret.key("dead letter"),
         clock=clock,

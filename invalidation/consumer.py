@@ -209,8 +209,11 @@ class Consumer:
             return
         self._settle()
         self._places.clear()
-        n_partitions = sum(len(parts.reader.partitions(name)) for name in topic_ids)
-        parts.markers.follow(topic_ids, n_partitions)
+        n_partitions = [len(parts.reader.partitions(name)) for name in topic_ids]
+        if not all(n_partitions):
+            # Markers of the others alone would tell that everything is applied.
+            raise Unavailable(f"of the topics {', '.join(topic_ids)} one is not there")
+        parts.markers.follow(topic_ids, sum(n_partitions))
         parts.publisher.follow(topic_ids)
         self._n_assignments, self._topic_ids = n_assignments, topic_ids
 
@@ -225,6 +228,8 @@ class Consumer:
         ends = parts.reader.ends(partitions)
         for at in partitions:
             begin, rebuild = begin_of(parts.reader.committed(at), markers[at], first[at])
+            # A log that has lost its end goes on where it ends now.
+            begin = min(begin, ends[at])
             place = Place.begun(begin, first[at], ends[at], rebuild=rebuild)
             self._places[at] = place
             parts.reader.seek(at, begin)
@@ -244,10 +249,12 @@ class Consumer:
             self._set_aside(labels if refusal.is_label else transactions, refusal)
         upto, ranges = self._upto(parts)
         waiting = {_place_of(labels, one.index)[0].partition for one in batch.lookups}
-        self._send(batch, {at: to for at, to in upto.items() if at not in waiting}, ranges)
+        at_once = tuple(one for one in ranges if one.partition not in waiting)
+        self._send(batch, {at: to for at, to in upto.items() if at not in waiting}, at_once)
         if batch.lookups:
             self._settle()
-            self._look_up(batch, labels, {at: to for at, to in upto.items() if at in waiting})
+            later = tuple(one for one in ranges if one.partition in waiting)
+            self._look_up(batch, labels, {at: upto[at] for at in waiting}, later)
 
     def _by_topic(self, parts: Sequence[Fetched]) -> tuple[list[Fetched], list[Fetched]]:
         labels_topic = self._settings.kafka.labels_topic
@@ -400,7 +407,11 @@ class Consumer:
         )
 
     def _look_up(
-        self, batch: Batch, labels: Sequence[Fetched], upto: dict[Partition, tuple[int, int]]
+        self,
+        batch: Batch,
+        labels: Sequence[Fetched],
+        upto: dict[Partition, tuple[int, int]],
+        ranges: Sequence[Range],
     ) -> None:
         """Apply the labels that bring no payment, where the index knows theirs.
 
@@ -432,7 +443,8 @@ class Consumer:
             refusal = Refusal(True, one.lookup.index, MALFORMED, FAR)
             self._set_aside(labels, refusal)
             self.counts[MALFORMED] = self.counts.get(MALFORMED, 0) + 1
-        self._send(again, upto, ())
+        covered = tuple(one._replace(end=upto[one.partition][0]) for one in ranges)
+        self._send(again, upto, covered)
         self._settle()
 
     def _hold(self, at: Partition, offset: int) -> None:
@@ -463,14 +475,21 @@ class Consumer:
             return
         self._beat_s = now_s
         self._settle()
-        at_ms = self._clock.now_ms()
+        # Of two clocks the earlier: one that was wrong for a moment would be believed for ever.
+        at_ms = min(self._clock.now_ms(), self._parts.folding.now_ms())
         ends = self._parts.reader.ends([*self._places])
         passed_ms = at_ms - self._settings.kafka.clock_error_ms
         if self._settings.kafka.historical:
             # History has no clock: what ends has passed what the other partitions have come to.
             passed_ms = max(place.arrival_ms for place in self._places.values())
         for at, end in ends.items():
-            self._places[at].reach_end(end, passed_ms)
+            place = self._places[at]
+            if end < place.applied:
+                raise Unavailable(f"topic {at[0]} partition {at[1]} is shorter than it was")
+            if place.applied < end and not place.is_held:
+                # What stands there may be no message: the end of a transaction, or a gap.
+                place.skip_to(self._parts.reader.position(at))
+            place.reach_end(end, passed_ms)
         self._note_rebuilt(at_ms)
         self._mark()
         self._release_held()

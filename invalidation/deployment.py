@@ -20,6 +20,7 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.assembling import limits_of
 from freshscore.invalidation.node_reports import node_reports
 
@@ -51,15 +52,16 @@ def opened(settings: Settings, clock: Clock | None = None) -> Iterator[Deploymen
     keys = Keys(program, secret)
     nodes = Nodes.open(settings.redis, clock)
     try:
-        names = RedisKeys(settings.redis.namespace)
-        _check_key(nodes, names, keys.key_id)
+        names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
+        check_key(nodes, names, keys.key_id)
         store = RedisStore(program, keys, limits_of(settings), nodes, clock)
         yield Deployment(settings, program, secret, keys, nodes, names, store, clock)
     finally:
         nodes.close()
 
 
-def _check_key(nodes: Nodes, names: RedisKeys, key_id: str) -> None:
+def check_key(nodes: Nodes, names: RedisKeys, key_id: str) -> None:
+    """Raise WrongSecret where a node was begun under another secret; Unavailable."""
     for report in node_reports(nodes, names):
         if report.key_id not in (None, key_id):
             raise WrongSecret(

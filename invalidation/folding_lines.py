@@ -31,12 +31,17 @@ class Lines:
 class FoldingLines:
     """Asks Redis for the lines. held_ms: how far before a request a window can begin."""
 
-    def __init__(self, settings: Settings, nodes: Nodes, held_ms: int) -> None:
+    def __init__(self, settings: Settings, nodes: Nodes, keys: RedisKeys, held_ms: int) -> None:
         self._nodes = nodes
-        self._keys = RedisKeys(settings.redis.namespace)
+        self._keys = keys
         self._is_historical = settings.kafka.historical
         self._late_ms = 1_000 * settings.store.horizon_s + settings.kafka.clock_error_ms
         self._held_ms = held_ms
+
+    def now_ms(self) -> int:
+        """What the clock of Redis shows. Raises Unavailable."""
+        seconds, micros = replies_to(self._nodes, [(CONTROL.encode(), command(b"TIME"))])[0]
+        return int(seconds) * 1_000 + int(micros) // 1_000
 
     def lines(self) -> Lines:
         """Where the lines are now. Raises Unavailable, DamagedState."""
@@ -49,7 +54,9 @@ class FoldingLines:
         hold, *summaries = replies_to(self._nodes, asked)
         if any(summary is None for summary in summaries):
             return Lines(0, 0)
-        watermark_ms = min(progress_of(summary).watermark_ms for summary in summaries)
+        passed_ms = min(progress_of(summary).watermark_ms for summary in summaries)
+        # A consumer's clock may have been wrong: what is folded stays folded.
+        watermark_ms = min(passed_ms, self.now_ms())
         fold_ms = max(0, watermark_ms - self._late_ms)
         if hold is not None:
             fold_ms = min(fold_ms, int(hold))

@@ -17,7 +17,7 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -55,6 +55,10 @@ _FETCH_BYTES: Final = 1 << 20
 # Batches of one poll; those of a busy producer hold hundreds of messages.
 _BATCHES: Final = 256
 _LINGER_MS: Final = 2
+# Between two tries to connect, and how long leaving may take: less than supervisors wait.
+_AGAIN_S: Final = 2.0
+_LEAVING_MS: Final = 5_000
+_METADATA_MS: Final = 5_000
 _BATCH_BYTES: Final = 256 * 1024
 
 Partition = tuple[str, int]
@@ -123,6 +127,10 @@ class LogReader:
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=max(100, session_ms // 4),
                 metrics_enabled=False,
+                # A topic that was made anew is another one: its old offsets mean nothing.
+                metadata_max_age_ms=_METADATA_MS,
+                # What a producer has taken back was never said.
+                isolation_level="read_committed",
             )
             missing = [name for name in topics if not self._consumer.partitions_for_topic(name)]
         if missing:
@@ -143,6 +151,7 @@ class LogReader:
             with _translated(settings):
                 self._consumer.topics()
         self._unassigned_since_s: float | None = None
+        self._stalled_s = _STALLED_S
         self._closed = threading.Event()
         # Whether a commit that was not waited for failed: set by `poll`, which learns of it.
         self.has_failed_to_commit = False
@@ -179,7 +188,7 @@ class LogReader:
         if not self._consumer.assignment():
             self._watch()
         else:
-            self._unassigned_since_s = None
+            self._unassigned_since_s, self._stalled_s = None, _STALLED_S
         try:
             with _translated():
                 self._join()
@@ -208,11 +217,13 @@ class LogReader:
         now_s = self._clock.monotonic_s()
         if self._unassigned_since_s is None:
             self._unassigned_since_s = now_s
-        elif now_s - self._unassigned_since_s > _STALLED_S and self._consumer.subscription():
+        elif now_s - self._unassigned_since_s > self._stalled_s and self._consumer.subscription():
             logging.getLogger("freshscore").warning(
-                "no partition assigned for %d s: joining the group again", _STALLED_S
+                "no partition assigned for %d s: joining the group again", self._stalled_s
             )
             self._unassigned_since_s = now_s
+            # A spare member has none for long, and each join moves everybody's partitions.
+            self._stalled_s *= 2
             self._consumer.unsubscribe()
             self._consumer.subscribe(self._topics, listener=_Counting(self))
 
@@ -306,8 +317,8 @@ class LogReader:
         if self._closed.is_set():
             return
         self._closed.set()
-        with _translated():
-            self._consumer.close(autocommit=False)
+        with suppress(kafka.errors.KafkaError):
+            self._consumer.close(autocommit=False, timeout_ms=_LEAVING_MS)
 
 
 class _Counting(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
@@ -342,7 +353,8 @@ def _read_in_place(consumer: Any) -> None:
                         self.next_fetch_offset = record.offset + 1
                         yield record
                 else:
-                    if not batch.is_control_batch and batch.records_count:
+                    aborted = self._is_aborted(batch)
+                    if not (aborted or batch.is_control_batch) and batch.records_count:
                         self.next_fetch_offset = batch.next_offset
                         yield _Batch(batch, self.fetch_offset)
                     # Also where compaction or a control batch has left offsets without a record.
@@ -350,6 +362,15 @@ def _read_in_place(consumer: Any) -> None:
                     self.leader_epoch = batch.leader_epoch
                 batch = records.next_batch()
             self.drain()
+
+        def _is_aborted(self, batch: Any) -> bool:
+            """Whether a batch is of a transaction that was aborted, as kafka-python tells it."""
+            if not batch.has_producer_id():
+                return False
+            self._consume_aborted_transactions_up_to(batch.last_offset)
+            if self._contains_abort_marker(batch):
+                self.aborted_producer_ids.discard(batch.producer_id)
+            return bool(self._is_batch_aborted(batch))
 
     fetcher.PartitionRecords = InPlace
 
@@ -434,30 +455,35 @@ class Delivered:
 
 
 class LogWriter:
-    """A producer. Messages may be written twice, or in another order: readers hold sets."""
+    """A producer. Messages may be written twice, or in another order: readers hold sets.
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    wait: whether to begin with a connection; else one is made in a thread, for as long as it takes,
+    and until then nothing is taken.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, wait: bool = True) -> None:
         self._settings = settings
-        self._making = threading.Lock()
-        self._producer = self._made()
+        self._producer: Any = None
+        self._closed = threading.Event()
+        self._counting = threading.Lock()
+        self._n_failed = 0
+        if wait:
+            self._producer = _producer(settings)
+        else:
+            threading.Thread(target=self._connect, name="freshscore-log", daemon=True).start()
 
-    def _made(self) -> Any:
-        settings = self._settings
-        with _translated(settings):
-            return kafka.KafkaProducer(
-                **_connection(settings),
-                acks="all",
-                # Idempotence guards an order that nobody needs, and such a producer was seen to
-                # hang for good after one timeout.
-                enable_idempotence=False,
-                delivery_timeout_ms=_DELIVERY_MS,
-                linger_ms=_LINGER_MS,
-                batch_size=_BATCH_BYTES,
-                max_request_size=settings.max_message_bytes + _BATCH_BYTES,
-                max_block_ms=round(1000 * settings.request_timeout_s),
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
+    def _connect(self) -> None:
+        while not self._closed.is_set():
+            try:
+                producer = _producer(self._settings)
+            except (Unavailable, SettingsError) as problem:
+                logging.getLogger("freshscore").warning("%s", problem)
+                self._closed.wait(_AGAIN_S)
+                continue
+            self._producer = producer
+            if self._closed.is_set():
+                producer.close(timeout=0)
+            return
 
     def send(
         self,
@@ -475,37 +501,66 @@ class LogWriter:
         take no more within kafka.request_timeout_s.
         """
         producer = self._producer
+        if producer is None:
+            raise Unavailable(f"Kafka at {self._settings.bootstrap_servers} has not answered yet")
         try:
             sent = producer.send(
                 topic, value=value, key=key, partition=partition, timestamp_ms=stamp_ms
             )
-        except kafka.errors.KafkaTimeoutError as problem:
-            self._replace(producer)
-            raise Unavailable(f"Kafka took no message for topic {topic}: {problem}") from problem
         except kafka.errors.KafkaError as problem:
-            raise Unavailable(f"topic {topic} takes no message: {problem}") from problem
+            raise Unavailable(f"Kafka takes no message for topic {topic}: {problem}") from problem
+
+        def failed(_: object) -> None:
+            with self._counting:
+                self._n_failed += 1
+            if done is not None:
+                done(None)
+
         if done is not None:
             told = done
             sent.add_callback(lambda at: told(_delivered(at)))
-            sent.add_errback(lambda _: told(None))
-
-    def _replace(self, producer: Any) -> None:
-        """Another producer instead of one that may hang for good."""
-        with self._making:
-            if self._producer is producer:
-                self._producer = self._made()
-                producer.close(timeout=0)
+        sent.add_errback(failed)
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all that was sent is acknowledged; raises Unavailable after `timeout_s`."""
+        """Wait until all that was sent is acknowledged.
+
+        Raises Unavailable after `timeout_s`, and where something was not sent since the last time.
+        """
+        if self._producer is None:
+            return
         try:
             self._producer.flush(timeout=timeout_s)
-        except kafka.errors.KafkaTimeoutError as problem:
+        except kafka.errors.KafkaError as problem:
             raise Unavailable(f"Kafka did not acknowledge within {timeout_s} s") from problem
+        with self._counting:
+            failed, self._n_failed = self._n_failed, 0
+        if failed:
+            raise Unavailable(f"{failed} messages did not reach the log")
 
     def close(self, timeout_s: float) -> None:
         """Send what is left, for `timeout_s` at most."""
-        self._producer.close(timeout=timeout_s)
+        self._closed.set()
+        if self._producer is not None:
+            with suppress(kafka.errors.KafkaError):
+                self._producer.close(timeout=timeout_s)
+
+
+def _producer(settings: KafkaSettings) -> Any:
+    with _translated(settings):
+        return kafka.KafkaProducer(
+            **_connection(settings),
+            acks="all",
+            # Idempotence guards an order that nobody needs, and such a producer was seen to hang
+            # for good after one timeout.
+            enable_idempotence=False,
+            delivery_timeout_ms=_DELIVERY_MS,
+            linger_ms=_LINGER_MS,
+            batch_size=_BATCH_BYTES,
+            max_request_size=settings.max_message_bytes + _BATCH_BYTES,
+            max_block_ms=round(1000 * settings.request_timeout_s),
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
 
 
 def _delivered(at: Any) -> Delivered:

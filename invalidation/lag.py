@@ -14,8 +14,11 @@ from typing import Final
 
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import Settings
+from freshscore.features.program import compiled
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.kafka_door import LogAdmin, LogReader
 from freshscore.invalidation.node_reports import NodeReport, node_reports
 from freshscore.invalidation.partitions import Partition
@@ -72,8 +75,12 @@ class Lag:
 
 
 def lag_of(settings: Settings, nodes: Nodes, now_ms: int) -> Lag:
-    """How far the states are behind at `now_ms`. Raises SettingsError, Unavailable."""
+    """How far the states are behind at `now_ms`.
+
+    Raises SettingsError, BadSpecification, Unavailable.
+    """
     kafka = settings.kafka
+    program = compiled(FeatureSpecification.named(settings.store.specification))
     names = (kafka.transactions_topic, kafka.labels_topic)
     with LogAdmin(kafka) as admin:
         topics = admin.topics(names)
@@ -84,7 +91,7 @@ def lag_of(settings: Settings, nodes: Nodes, now_ms: int) -> Lag:
                 " make them with: freshscore topics check --create"
             )
         committed = _committed(admin, kafka.group)
-    reports = node_reports(nodes, RedisKeys(settings.redis.namespace))
+    reports = node_reports(nodes, RedisKeys(settings.redis.namespace, state_fingerprints(program)))
     places = [(name, number) for name in names for number in range(topics[name].n_partitions)]
     reader = LogReader(kafka, names, group=None)
     try:

@@ -86,6 +86,11 @@ class Place:
         if self.applied >= end:
             self.arrival_ms = max(self.arrival_ms, passed_ms)
 
+    def skip_to(self, offset: int) -> None:
+        """Go on at `offset`, up to which there is no message that was not applied and published."""
+        if offset > self.read == self.applied == self.published:
+            self.read = self.applied = self.published = offset
+
     @property
     def is_at_end(self) -> bool:
         """Whether all that there was when the end was last asked for is published."""

@@ -121,7 +121,9 @@ def _completeness(deployment: Deployment, hold: Hold, wait_s: float) -> Complete
 def compact(deployment: Deployment, candidates: Sequence[Wanted]) -> None:
     """Compact what is due of these states, folded up to where they may be. Raises Unavailable."""
     held_ms = deployment.program.specification.held_ms
-    lines = FoldingLines(deployment.settings, deployment.nodes, held_ms).lines()
+    lines = FoldingLines(
+        deployment.settings, deployment.nodes, deployment.redis_keys, held_ms
+    ).lines()
     Compactor(deployment.store).compact(
         candidates, forget_below_ms=lines.forget_below_ms, fold_below_ms=lines.fold_below_ms
     )

@@ -133,7 +133,7 @@ class Exchanges:
         for _ in range(_MOST_MOVES):
             plan = self._planned()
             try:
-                lines = desk.lines_of(self.nodes, plan.topology)
+                lines = desk.lines_of(self.nodes, plan.topology, limit_s)
                 return self._from_many(lines, plan, desk, rows, limit_s)
             except _Moved:
                 self.nodes.refresh()
@@ -146,7 +146,7 @@ class Exchanges:
         node = plan.node_of_slot[slot_of(tag_of(token))]
         request = [command(b"GET", key) if n == node else None for n in range(plan.n)]
         try:
-            lines = desk.lines_of(self.nodes, plan.topology)
+            lines = desk.lines_of(self.nodes, plan.topology, limit_s)
             replies = lines.exchange(request, [int(n == node) for n in range(plan.n)], limit_s)
             return _bytes_of(replies[node][0]) or b""
         except _Moved:
@@ -238,12 +238,12 @@ class Desk:
         self.lines: Lines | None = None
         self.topology: Topology | None = None
 
-    def lines_of(self, nodes: Nodes, topology: Topology) -> Lines:
+    def lines_of(self, nodes: Nodes, topology: Topology, limit_s: float) -> Lines:
         """Connections to the nodes of `topology`; _Moved where there are others by now."""
         lines = self.lines
         if lines is None or self.topology is not topology:
             self.leave(nodes)
-            self.lines = lines = nodes.borrow()
+            self.lines = lines = nodes.borrow(limit_s)
             self.topology = topology
         if nodes.topology is not topology:
             self.leave(nodes)

@@ -6,12 +6,11 @@ handed over is lost, and counted.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
-
-from freshscore.config.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -22,10 +21,11 @@ _PERIOD_S: Final = 0.05
 class Outbox(Generic[T]):
     """Hands what it is given to `send`, one by one, in its own thread.
 
-    most: how many may wait. send may raise Unavailable after its own limit on waiting.
+    most: how many may wait. send may raise, after its own limit on waiting: then that one is lost.
     """
 
     def __init__(self, name: str, send: Callable[[T], None], most: int) -> None:
+        self._name = name
         self._send = send
         self._most = most
         self._waiting: deque[T] = deque()
@@ -83,11 +83,15 @@ class Outbox(Generic[T]):
         try:
             self._send(self._waiting.popleft())
             self.n_sent += 1
-        except Unavailable:
-            self.n_lost += 1
         except IndexError:
             # Closing took it.
             pass
+        except Exception as problem:  # noqa: BLE001  # a thread that ends would lose all others
+            self.n_lost += 1
+            if self.n_lost & (self.n_lost - 1) == 0:
+                logging.getLogger("freshscore").warning(
+                    "%d %s lost so far: %s", self.n_lost, self._name, type(problem).__name__
+                )
         finally:
             self._n_sending = 0
 

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 _MULTIPLIER: Final = 75
 _MODULUS: Final = 65_537
 _LONGEST: Final = 31
+# What a wait of the system takes is 2^63 ns; beyond, a caller means something else.
+_LONGEST_DEADLINE_MS: Final = 1e12
 
 
 class Scorer:
@@ -131,12 +133,15 @@ class Scorer:
         """The score of `tx` at `as_of` (aware datetime or int ms UTC).
 
         By default the latest of the payment's own time and the newest event applied.
-        deadline_ms: how long to wait where the same score is being computed by another thread.
-        Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Closed, ForkedScorer.
+        deadline_ms: how long to wait where the same score is being computed by another thread;
+        above 0 and finite. Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Closed,
+        ForkedScorer.
         """
         serving = self._serving
         if serving is None:
             raise self._refusal
+        if deadline_ms is not None:
+            check_deadline(deadline_ms)
         self._calls = calls = self._calls + 1
         if calls >= self._next_timed:
             self._distances = self._distances * _MULTIPLIER % _MODULUS
@@ -412,6 +417,20 @@ class Scorer:
 
 
 _HEAD: Final = c.HEAD.unpack_from
+
+
+def check_deadline(deadline_ms: object) -> None:
+    """Raise BadTransaction unless a deadline is a number of milliseconds, above 0 and finite."""
+    # bool is an int to Python, and never a time.
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float):
+        raise BadTransaction(
+            f"deadline_ms must be a number of milliseconds, not {type(deadline_ms).__name__}"
+        )
+    if not 0 < deadline_ms <= _LONGEST_DEADLINE_MS:
+        raise BadTransaction(
+            f"deadline_ms is {deadline_ms:.6g}; it must be above 0 and at most"
+            f" {_LONGEST_DEADLINE_MS:.6g}"
+        )
 
 
 def tier_limits(settings: Settings) -> TierLimits:

@@ -21,10 +21,9 @@ from freshscore.config.errors import (
     BadTransaction,
     DamagedState,
     DeadlineExceeded,
-    SettingsError,
     Unavailable,
 )
-from freshscore.config.secret import load_secret, random_seed
+from freshscore.config.secret import random_seed, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features import tables as t
 from freshscore.features.memory import BYTES_AT
@@ -35,6 +34,7 @@ from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.request_store import RequestStore
 from freshscore.features.row import TIME
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.store import StoreLimits
 from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
@@ -48,8 +48,8 @@ from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.remote_lookup import RemoteLookup
 from freshscore.scoring.result import DECISIONS, SOURCES, Result
-from freshscore.scoring.scorer import Scorer, chosen_model, set_aside, tier_limits
-from freshscore.scoring.seats import Seat, Seats
+from freshscore.scoring.scorer import Scorer, check_deadline, chosen_model, set_aside, tier_limits
+from freshscore.scoring.seats import Seat, Seats, most_seats
 from freshscore.scoring.serving import ServableModel, Serving, with_model_score
 from freshscore.scoring.shared_feed import SharedFeed, Writer
 
@@ -121,7 +121,7 @@ class SharedScorer(Scorer):
             self._clock = clock
         self._nodes = nodes
         self._lease = lease
-        names = RedisKeys(redis.namespace)
+        names = RedisKeys(redis.namespace, state_fingerprints(program))
         self._exchanges = Exchanges(nodes, names, self._like.layouts)
         self._limit_s = redis.timeout_ms / 1000.0
         self._pending = PendingEvents(redis.max_pending_events, redis.pending_s, self._clock)
@@ -145,14 +145,15 @@ class SharedScorer(Scorer):
             else None
         )
         widest = self._exchanges if self._remote is None else self._remote.asking
-        self._seats = Seats(self._like, serving.tier, widest, redis.max_connections)
+        most = most_seats(redis.max_connections)
+        self._seats = Seats(self._like, serving.tier, widest, most)
         self._counting = threading.Lock()
         self._n = dict.fromkeys(("mended", "damaged", "unavailable"), 0)
         # Counts in one step under the interpreter's lock.
         self._exchanged = itertools.count(1)
         self._n_exchanges = 0
         self._watermark_ms = 0
-        self._async = Threads(min(_MOST_THREADS, redis.max_connections))
+        self._async = Threads(min(_MOST_THREADS, most))
 
     @classmethod
     def connected(
@@ -160,34 +161,33 @@ class SharedScorer(Scorer):
     ) -> SharedScorer:
         """The scorer that the settings name, with its servers.
 
-        Raises SettingsError, Unavailable, NoModel, ModelMismatch.
+        Raises SettingsError, Unavailable, WrongSecret, NoModel, ModelMismatch.
         """
         from freshscore.invalidation.control import Control
+        from freshscore.invalidation.deployment import check_key
         from freshscore.invalidation.kafka_door import LogWriter
         from freshscore.scoring.leases import LeaseKeeper
 
         specification = FeatureSpecification.named(settings.store.specification)
-        secret = load_secret(settings.store.path)
-        if not secret.is_kept:
-            raise SettingsError(
-                "states that are shared need one identifier secret in all processes: set"
-                " FRESHSCORE_SECRET, or store.path to the folder that holds it"
-            )
+        secret = shared_secret(settings.store.path)
         chosen = chosen_model(settings, specification, model)
-        writer = LogWriter(settings.kafka)
-        try:
-            nodes = Nodes.open(settings.redis)
-        except BaseException:
-            writer.close(0.0)
-            raise
+        nodes = Nodes.open(settings.redis)
         program = compiled(specification)
+        keys = Keys(program, secret)
+        try:
+            names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
+            check_key(nodes, names, keys.key_id)
+        except BaseException:
+            nodes.close()
+            raise
         scorer = cls(
             settings,
             nodes,
             chosen,
             program,
-            Keys(program, secret),
-            writer=writer,
+            keys,
+            # While Kafka is away scores go on.
+            writer=LogWriter(settings.kafka, wait=False),
             # A bare callable has no version of its own, under which others could know its scores.
             shares_scores=chosen is model or model is None,
         )
@@ -211,11 +211,14 @@ class SharedScorer(Scorer):
     ) -> Result:
         """The score of `tx` at `as_of` (aware datetime or int ms UTC), by default now.
 
-        deadline_ms: of the exchange with Redis, and of the wait where the same score is being
-        computed by another thread. Raises BadTransaction, AsOfTooOld, DeadlineExceeded,
-        Unavailable, Closed, ForkedScorer.
+        deadline_ms: of the exchange with Redis (a connection that must be made for it included),
+        and of the wait where the same score is being computed by another thread; above 0 and
+        finite. Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable, Closed,
+        ForkedScorer.
         """
         serving = self._open_serving()
+        if deadline_ms is not None:
+            check_deadline(deadline_ms)
         started_s = self._clock.monotonic_s()
         transaction = Transaction.of(tx)
         row = serving.packer.row(transaction)
@@ -378,16 +381,14 @@ class SharedScorer(Scorer):
         started_s: float,
         deadline_ms: float | None,
     ) -> Result:
-        limit_s = self._limit_s
-        if deadline_ms is not None:
-            limit_s = min(limit_s, deadline_ms / 1000.0 - (self._clock.monotonic_s() - started_s))
+        ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
+        limit_s = self._left_s(ends_s)
         remote = self._remote
         if remote is None:
             fetched = self._exchanges.fetch(seat.desk, row, limit_s)
         else:
             fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
         self._n_exchanges = number = next(self._exchanged)
-        ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
         result = self._answered(seat, serving, transaction, row, at_ms, fetched, ends_s)
         if number % _TIMED == 0:
             elapsed_s = self._clock.monotonic_s() - started_s
@@ -405,7 +406,7 @@ class SharedScorer(Scorer):
         ends_s: float | None,
     ) -> Result:
         """The answer on what was fetched."""
-        pending = self._taken(seat, row, fetched)
+        pending = self._taken(seat, row, fetched, ends_s)
         out = bytes(serving.out_bytes)
         status = serving.score_in(seat.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
         if status:
@@ -438,7 +439,18 @@ class SharedScorer(Scorer):
             len(pending),
         )
 
-    def _taken(self, seat: Seat, row: bytes, fetched: Fetched) -> tuple[bytes, ...]:
+    def _left_s(self, ends_s: float | None) -> float:
+        """What an exchange may take that must end at `ends_s`. Raises Unavailable for nothing."""
+        if ends_s is None:
+            return self._limit_s
+        left_s = ends_s - self._clock.monotonic_s()
+        if left_s <= 0.0:
+            raise Unavailable("no time is left to ask Redis")
+        return min(self._limit_s, left_s)
+
+    def _taken(
+        self, seat: Seat, row: bytes, fetched: Fetched, ends_s: float | None = None
+    ) -> tuple[bytes, ...]:
         """Put what was fetched, and what is pending, into the seat; identities of the latter."""
         pending: tuple[bytes, ...] = ()
         states = fetched.states
@@ -450,19 +462,27 @@ class SharedScorer(Scorer):
         if not store.take(
             row, states, fetched.watermark_ms, fetched.complete_since_ms, fetched.degraded
         ):
-            self._mend(seat, row, states, fetched)
+            self._mend(seat, row, states, fetched, ends_s)
         seat.set_out(self._is_cache_off())
         self._watermark_ms = fetched.watermark_ms
         return pending
 
-    def _mend(self, seat: Seat, row: bytes, states: list[bytes | None], fetched: Fetched) -> None:
+    def _mend(
+        self,
+        seat: Seat,
+        row: bytes,
+        states: list[bytes | None],
+        fetched: Fetched,
+        ends_s: float | None,
+    ) -> None:
         """Count late facts of folded events, with what was folded; count damaged states."""
         store = seat.store
         late, damaged = store.late, store.damaged
         degraded = fetched.degraded
         tokens = tokens_of(row, len(states))
         for entity in late:
-            past = self._exchanges.past(seat.desk, entity, tokens[entity], self._limit_s)
+            left_s = self._left_s(ends_s)
+            past = self._exchanges.past(seat.desk, entity, tokens[entity], left_s)
             if past:
                 try:
                     states[entity] = store.with_past(entity, past)

@@ -14,7 +14,7 @@ import redis
 from freshscore.config.settings import Settings
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_progress import progress_of
-from freshscore.features.state_layout import StateLayout, state_layout
+from freshscore.features.state_layout import StateLayout, state_fingerprints, state_layout
 from freshscore.invalidation.stream_messages import StreamMessage, decode
 from tests.bench.consumer_bench import ConsumerBench, stream_key
 from tests.servers.child import Child
@@ -37,6 +37,7 @@ class Stream:
         program = bench.program()
         keys = bench.keys(program)
         self._client = client
+        self._progress_key = RedisKeys("fs", state_fingerprints(program)).progress("0")
         self._layouts: list[StateLayout] = [
             state_layout(program, keys, e) for e in range(len(program.entities))
         ]
@@ -53,7 +54,7 @@ class Stream:
 
     def n_applied(self) -> int:
         """Messages that Redis holds by its own summary; 0 while it is rebuilt."""
-        summary: Any = self._client.get(RedisKeys("fs").progress("0"))
+        summary: Any = self._client.get(self._progress_key)
         return sum(one.offset for one in progress_of(summary).markers) if summary else 0
 
     def after(self, last: bytes, wait_ms: int) -> list[Entry]:

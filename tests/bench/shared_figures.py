@@ -25,6 +25,7 @@ from freshscore.features.record_making import RecordMaker
 from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.shared_scorer import SharedScorer
 from tests.bench.figures import (
@@ -74,7 +75,7 @@ class _Bench:
         )
         program = compiled(FeatureSpecification.named(material.specification))
         keys = Keys(program, Secret(b"bench" * 8, "this benchmark"))
-        self.names = RedisKeys(_NAMESPACE)
+        self.names = RedisKeys(_NAMESPACE, state_fingerprints(program))
         self.maker = RecordMaker(program, keys)
         self.packer = Packer(program, keys)
         self.client = redis.Redis.from_url(url)

@@ -340,7 +340,7 @@ class Deployment(Ground):
         """The epochs of all nodes; None while one has none."""
         n_nodes = len(self.servers)
         with self.redis.client() as client:
-            markers = sorted(client.scan_iter(match=f"{self.name}:{{*}}:markers", count=1_000))
+            markers = sorted(client.scan_iter(match=f"{self.name}:{{*}}:markers:*", count=1_000))
             found: list[Any] = [client.hget(key, "epoch") for key in markers]
         return None if len(found) < n_nodes or None in found else b" ".join(found)
 

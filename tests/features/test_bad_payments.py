@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -192,3 +192,42 @@ def test_problems_never_show_content(tmp_path: Path) -> None:
         for change in ({"transaction_id": secret}, {"entities": {"card": secret}}):
             listed = form(_payments(change), tmp_path).rejected.listed(10)
             assert "secret" not in str(listed)
+
+
+_CARD = "4929123456789012"
+_GROUPED = "4929 1234 5678 9012"
+_LONG_NAME = "n" * 65
+
+
+@pytest.mark.parametrize("name", [_CARD, _GROUPED, "4929-1234", f"card{_CARD}", _LONG_NAME])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: {"entities": {name: 7}},
+        lambda name: {"entities": {name: ""}},
+        lambda name: {"entities": {name: NOT_UNICODE}},
+        lambda name: {"fields": {name: LONG}},
+        lambda name: {"fields": {name: [1.0]}},
+        lambda name: {"flags": {name: 2}},
+        lambda name: {name: 1},
+    ],
+)
+def test_a_name_that_may_be_an_identifier_is_not_shown(
+    name: str, change: Callable[[str], dict[str, Any]]
+) -> None:
+    """Somebody has put a card where its name belongs."""
+    with pytest.raises(BadTransaction) as caught:
+        Transaction.of(PAYMENT | change(name))
+    assert name not in str(caught.value)
+    assert "4929" not in str(caught.value)
+
+
+def test_other_names_are_shown_and_hidden_ones_have_a_length() -> None:
+    with pytest.raises(BadTransaction, match="entity 'card_2' must be a string"):
+        Transaction.of(PAYMENT | {"entities": {"card_2": 7}})
+    with pytest.raises(BadTransaction, match="entity <a name of 16 characters> must be a string"):
+        Transaction.of(PAYMENT | {"entities": {_CARD: 7}})
+    with pytest.raises(BadTransaction, match="unknown: colour, <a name of 16 characters>; known"):
+        Transaction.of(PAYMENT | {"colour": 1, _CARD: 1})
+    shown = repr(Transaction(**(PAYMENT | {"entities": {_CARD: "c", "card": "d"}})))
+    assert "entities=<<a name of 16 characters>, card>" in shown

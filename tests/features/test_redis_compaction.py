@@ -11,6 +11,7 @@ import pytest
 from freshscore.config.errors import DamagedState, WrongSecret
 from freshscore.features import redis_compaction
 from freshscore.features.codec import decode
+from freshscore.features.program import compiled
 from freshscore.features.redis_commands import Tagged, replies_to
 from freshscore.features.redis_compaction import (
     ABSENT,
@@ -27,7 +28,17 @@ from freshscore.features.redis_progress import topic_digest
 from freshscore.features.redis_reading import STATE_DAMAGED, STATE_LOST
 from freshscore.features.redis_scripts import PROGRESS
 from freshscore.features.redis_store import RedisStore
-from tests.features.stored_states import LIMITS, NOON_MS, OTHER_SECRET, Fact, Ground, Payment
+from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
+from tests.features.stored_states import (
+    LIMITS,
+    NOON_MS,
+    OTHER_SECRET,
+    SPECIFICATION,
+    Fact,
+    Ground,
+    Payment,
+)
 from tests.features.stores import EPOCH, SERVERS, RedisPlace, opened_nodes
 
 CARD, MERCHANT, TERMINAL = 0, 1, 2
@@ -237,6 +248,10 @@ def test_a_state_at_its_limit_forgets_its_oldest_and_says_so(
     assert state.forgotten_below_ms == NOON_MS + 10 * 84 + 1
     assert store.too_many_events(state, NOON_MS + 2_000)
     assert not store.too_many_events(state, NOON_MS + 2_000 + store.held_ms)
+    # From this watermark on, time alone may have made it forget as much.
+    late_ms = state.forgotten_below_ms + limits.horizon_ms + store.held_ms
+    assert store.too_many_events(state, NOON_MS + 2_000, late_ms - 1)
+    assert not store.too_many_events(state, NOON_MS + 2_000, late_ms)
     assert store.versions(row) == before
     # What comes late is below that instant, and is no new record.
     observe(place, Payment(3, NOON_MS + 30, 103))
@@ -300,6 +315,28 @@ def test_progress_never_goes_back_and_names_current_topics(
     for tag in place.nodes.tags:
         replies_to(place.nodes, [(tag.encode(), command(b"DEL", store.names.markers(tag)))])
     assert write(1, "t2", ("m:t2:0", 2, NOON_MS)) == [0] * n
+
+
+def test_states_of_other_layouts_have_an_epoch_of_their_own(
+    place: RedisPlace, ground: Ground, nodes: Nodes
+) -> None:
+    """Lost, not new: under a changed specification nothing was counted yet."""
+    payment = Payment(0, NOON_MS)
+    observe(place, payment)
+    changed = SPECIFICATION.replace('mode = "grid"\nresolution = 0.25', 'mode = "exact"')
+    other = Ground(program=compiled(FeatureSpecification.from_toml(changed)))
+    ours, theirs = state_fingerprints(ground.program), state_fingerprints(other.program)
+    assert [one == its for one, its in zip(ours, theirs, strict=True)] == [True, False, True]
+    assert list(ours) == [layout.fingerprint for layout in ground.layouts]
+    store = RedisStore(other.program, other.keys, LIMITS, nodes, namespace=place.namespace)
+    row = other.row(payment)
+    assert store.read_states([row])[0].problems == (STATE_LOST,) * 3
+    assert set(store.reading.progress()) == {None}
+    store.begin(bytes(8), 5)
+    assert {p.epoch for p in store.reading.progress() if p} == {bytes(8)}
+    assert {p.epoch for p in place.open().reading.progress() if p} == {EPOCH}
+    assert store.read_states([row])[0].problems == (None,) * 3
+    assert place.open().read_states([ground.row(payment)])[0].problems == (None,) * 3
 
 
 def test_an_epoch_is_given_once_and_to_one_secret(place: RedisPlace, nodes: Nodes) -> None:

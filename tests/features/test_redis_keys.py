@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
@@ -23,6 +24,7 @@ Named = tuple[Any, ...]
 tokens = st.binary(min_size=16, max_size=16)
 fingerprints = st.integers(0, 2**64 - 1)
 numbers = st.integers(0, 20_000)
+layouts = st.lists(fingerprints, min_size=1, max_size=3).map(tuple)
 # What a key names, and the key.
 named = st.one_of(
     st.tuples(st.just("state"), tokens, fingerprints),
@@ -31,14 +33,14 @@ named = st.one_of(
     st.tuples(st.just("markers"), numbers.map(str)),
     st.tuples(st.just("progress"), numbers.map(str)),
     st.tuples(st.just("control"), st.sampled_from(("stream", "log", "leases"))),
-    st.tuples(st.just("labels"), st.integers(0, LABEL_BUCKETS - 1), numbers),
+    st.tuples(st.just("labels"), st.integers(0, LABEL_BUCKETS - 1), numbers, numbers),
 )
 
 
 @given(one=named, other=named, spaces=st.lists(st.sampled_from(("fs", "fs.1", "f")), min_size=2))
 def test_two_things_never_have_one_key(one: Named, other: Named, spaces: list[str]) -> None:
     keys = [
-        getattr(RedisKeys(space), what[0])(*what[1:])
+        getattr(RedisKeys(space, (1, 2)), what[0])(*what[1:])
         for space, what in zip(spaces, (one, other), strict=False)
     ]
     assert (keys[0] == keys[1]) == ((spaces[0], one) == (spaces[1], other))
@@ -64,7 +66,7 @@ def test_tags_are_22_characters_that_no_brace_can_be(token: bytes, fingerprint: 
 @given(identity=fingerprints, generation=numbers)
 def test_a_bucket_of_the_label_index_has_one_slot(identity: int, generation: int) -> None:
     bucket = bucket_of(identity)
-    key = RedisKeys("fs").labels(bucket, generation)
+    key = RedisKeys("fs").labels(bucket, 48, generation)
     assert key_slot(key) == slot_of(b"i%d" % bucket)
 
 
@@ -75,12 +77,28 @@ def test_what_is_shared_lies_on_one_node() -> None:
 
 def test_the_form_of_keys_is_fixed() -> None:
     """Written down: another form would be a rebuild of every state."""
-    keys = RedisKeys("fs")
+    keys = RedisKeys("fs", (1, 2))
     token = bytes(range(16))
     assert keys.state(token, 1) == b"fs:{AAECAwQFBgcICQoLDA0ODw}:AQAAAAAAAAA"
     assert keys.past(token, 1) == b"fs:{AAECAwQFBgcICQoLDA0ODw}:AQAAAAAAAAA:p"
     assert keys.scores(token, "v").startswith(b"fs:{AAECAwQFBgcICQoLDA0ODw}:s:")
-    assert keys.markers("7") == b"fs:{7}:markers"
-    assert keys.progress("7") == b"fs:{7}:progress"
-    assert keys.labels(17, 3) == b"fs:{i17}:3"
+    assert keys.markers("7") == b"fs:{7}:markers:B47aDkg0VC4"
+    assert keys.progress("7") == b"fs:{7}:progress:B47aDkg0VC4"
+    assert keys.labels(17, 48, 3) == b"fs:{i17}:48:3"
     assert keys.control("stream") == b"fs:{control}:stream"
+
+
+@given(one=layouts, other=layouts)
+def test_how_far_a_node_has_got_is_told_for_each_set_of_layouts(
+    one: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    for name in ("markers", "progress"):
+        keys = [getattr(RedisKeys("fs", each), name)("7") for each in (one, other)]
+        assert (keys[0] == keys[1]) == (one == other)
+        assert {key_slot(key) for key in keys} == {slot_of(b"7")}
+
+
+def test_without_layouts_nobody_asks_how_far_a_node_has_got() -> None:
+    for name in ("markers", "progress"):
+        with pytest.raises(ValueError, match="fingerprints"):
+            getattr(RedisKeys("fs"), name)("7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import random
 
 import numpy as np
@@ -197,6 +198,31 @@ def test_degraded_bits_and_instants_are_what_was_said(ground: Ground) -> None:
     assert words[tables.COMPLETE_SINCE // 8] == 7
     request.take(row, [b"no state", None, None], 5, 7, tables.STATE_LOST)
     assert words[tables.DEGRADED // 8] == tables.STATE_LOST | tables.STATE_DAMAGED
+
+
+def test_what_a_state_forgot_is_put_down_to_time_or_to_its_limit(ground: Ground) -> None:
+    """To time as far as the watermark goes, and to nothing but the limit where none is known."""
+    request = RequestStore(ground.program, ground.keys, LIMITS)
+    own = Payment(9_999, AT_MS)
+    _, states = told(ground, [Payment(n, NOON_MS + n) for n in range(9)])
+    line_ms = NOON_MS + 5
+    cut = compacted(states[0] or b"", ground.layouts[0], nonce=1, forget_below_ms=line_ms).state
+    held_ms = ground.program.specification.held_ms
+    passed_ms = line_ms + LIMITS.horizon_ms + held_ms
+    lost = (tables.ENTITY + tables.ROWS) // 8
+
+    def taken(watermark_ms: int) -> tuple[int, int]:
+        """What the limit took, and from when on requests can be answered."""
+        assert request.take(ground.row(own), [cut, None, None], watermark_ms)
+        row_at = int(request.head[lost])
+        held_from_ms = watermark_ms - int(request.head[tables.HORIZON // 8])
+        return ctypes.c_int64.from_address(row_at + tables.LOST).value, held_from_ms
+
+    assert taken(passed_ms) == (0, line_ms + held_ms)
+    for watermark_ms in (passed_ms - 1, 0):
+        lost_ms, held_from_ms = taken(watermark_ms)
+        assert lost_ms == line_ms
+        assert held_from_ms < 0
 
 
 def test_tags_and_slots_are_those_that_keys_have(rng: np.random.Generator) -> None:

@@ -69,9 +69,8 @@ def test_all_of_them(
         drop(deployment, bytes.fromhex(shown["token"]))
 
     with redis_cluster.client() as client:
-        names = RedisKeys(deployment.settings.redis.namespace)
         with deployment.opened() as found:
-            tag = found.nodes.tags[1]
+            names, tag = found.redis_keys, found.nodes.tags[1]
         client.delete(names.markers(tag), names.progress(tag))
     assert deployment.run("lag") == 1
     assert deployment.run("verify") == 2

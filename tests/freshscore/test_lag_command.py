@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from freshscore.features.redis_keys import RedisKeys
 from tests.freshscore.shared_deployment import SharedDeployment, recent, shared_deployment
 from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
@@ -45,7 +44,8 @@ def test_lag_before_between_and_after(
     deployment.send(recent(7, first=10))
     assert sum(one["behind"] for one in deployment.figures("lag")["partitions"]) == 7
 
-    names = RedisKeys(deployment.settings.redis.namespace)
+    with deployment.opened() as found:
+        names = found.redis_keys
     with redis_server.client() as client:
         client.delete(names.markers("0"), names.progress("0"))
         client.hset(names.markers("0").decode(), "rebuilding", "ab" * 8)

@@ -195,7 +195,9 @@ def test_nothing_is_folded_while_a_backfill_runs(deployment: SharedDeployment) -
     deployment.send(recent(5))
     deployment.consume()
     with deployment.opened() as found:
-        lines = FoldingLines(found.settings, found.nodes, found.program.specification.held_ms)
+        lines = FoldingLines(
+            found.settings, found.nodes, found.redis_keys, found.program.specification.held_ms
+        )
         assert lines.lines().fold_below_ms > 0
         with opened_backfill(found):
             assert lines.lines().fold_below_ms == 0

@@ -12,7 +12,6 @@ import pytest
 from freshscore import Scorer
 from freshscore.config.clock import SystemClock
 from freshscore.features.redis_compaction import Compactor
-from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.row import TOKENS
 from freshscore.invalidation.kafka_door import LogReader
 from freshscore.invalidation.letter_reading import values_between
@@ -130,9 +129,8 @@ def test_a_stream_that_runs_makes_no_difference(deployment: SharedDeployment) ->
     deployment.send(recent(30, first=30))
     assert verdicts(deployment) == {"equal": 8}
     # Applied, and the markers not there yet.
-    names = RedisKeys(deployment.settings.redis.namespace)
     with deployment.opened() as found:
-        node = found.nodes.tags[0]
+        names, node = found.redis_keys, found.nodes.tags[0]
         before = found.nodes.client.hgetall(names.markers(node))
         deployment.consume()
         found.nodes.client.hset(names.markers(node), mapping=before)

@@ -179,3 +179,59 @@ def test_closing_from_another_thread_ends_a_poll(settings: KafkaSettings, topic:
             break
         reader.poll(50)
     closing.join()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_what_a_producer_took_back_is_not_read(
+    kafka: KafkaBroker, settings: KafkaSettings, topic: str, in_place: bool
+) -> None:
+    """Of transactions the committed ones count; and a partition that ends in a mark has an end."""
+    producer = client.KafkaProducer(
+        bootstrap_servers=kafka.bootstrap, transactional_id=uuid.uuid4().hex, acks="all"
+    )
+    producer.init_transactions()
+    for number, commits in enumerate([False, True, False, True, False]):
+        producer.begin_transaction()
+        for i in range(3):
+            producer.send(topic, b"%d %d" % (number, i), partition=0)
+        producer.flush()
+        if commits:
+            producer.commit_transaction()
+        else:
+            producer.abort_transaction()
+    producer.close()
+    reader = LogReader(settings, [topic], group=None, in_place=in_place)
+    reader.assign([(topic, 0)])
+    found = _read(reader, 6)[topic, 0]
+    assert [value for _, value, _ in found] == [b"%d %d" % (n, i) for n in (1, 3) for i in range(3)]
+    for _ in range(_LIMIT_POLLS):
+        if reader.position((topic, 0)) == reader.ends([(topic, 0)])[topic, 0]:
+            break
+        assert reader.poll(100) == []
+    assert reader.position((topic, 0)) == reader.ends([(topic, 0)])[topic, 0] == 20
+    reader.close()
+
+
+def test_a_writer_that_does_not_wait_takes_nothing_until_it_is_connected(
+    kafka: KafkaBroker, topic: str
+) -> None:
+    """So a scorer opens while Kafka is away, and observes once it is back."""
+    away = LogWriter(
+        KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=1.0), wait=False
+    )
+    with pytest.raises(Unavailable, match="has not answered yet"):
+        away.send(topic, None, b"lost")
+    away.flush(0.1)
+    away.close(0.1)
+    there = LogWriter(KafkaSettings(bootstrap_servers=kafka.bootstrap), wait=False)
+    told: list[Delivered | None] = []
+    waiting = threading.Event()
+    for _ in range(_LIMIT_POLLS):
+        try:
+            there.send(topic, None, b"kept", done=told.append)
+            break
+        except Unavailable:
+            waiting.wait(0.05)
+    there.flush(10.0)
+    assert told[0] is not None
+    there.close(5.0)

@@ -202,6 +202,21 @@ def test_a_callable_that_raises_is_named_by_its_error() -> None:
     ]
 
 
+def test_a_callable_that_wants_to_end_the_process_ends_a_message() -> None:
+    """Every way of failing but the keyboard's is the message's."""
+    raised: list[BaseException] = [SystemExit(1), GeneratorExit(), MemoryError()]
+
+    def decode(value: bytes) -> Any:
+        raise raised[int(value)]
+
+    for number, problem in enumerate(raised):
+        with pytest.raises(m.MessageRefused, match=type(problem).__name__):
+            reader(decode, text=None).transaction(b"%d" % number)
+    raised[0] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        reader(decode, text=None).transaction(b"0")
+
+
 def test_a_callable_without_a_map_answers_in_our_names() -> None:
     """Datetimes included."""
     payment = OURS | {"time": datetime.fromtimestamp(NOW_MS / 1_000, UTC)}

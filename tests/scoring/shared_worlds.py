@@ -21,6 +21,7 @@ from freshscore.features.program import compiled
 from freshscore.features.record_making import RecordMaker, time_of
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.serving import ServableModel
 from freshscore.scoring.shared_feed import Delivered
@@ -97,7 +98,7 @@ class SharedWorld:
         self.embedded = World(scaled.specification, model, self.limits)
         self.program = compiled(scaled.specification)
         self.keys = Keys(self.program, SECRET)
-        self.names = RedisKeys(namespace)
+        self.names = RedisKeys(namespace, state_fingerprints(self.program))
         self.settings = self._settings(url, namespace, cluster, redis_settings, kafka_settings)
         self.nodes = Nodes.open(self.settings.redis)
         self.clock = VirtualClock(MONDAY_MS)
@@ -214,7 +215,13 @@ class SharedWorld:
         """The key of a state."""
         return self.names.state(token, self.records.layouts[entity].fingerprint)
 
-    def compact(self, fold_below_ms: int, chance: random.Random, share: float = 0.5) -> None:
+    def compact(
+        self,
+        fold_below_ms: int,
+        chance: random.Random,
+        share: float = 0.5,
+        forget_below_ms: int = 0,
+    ) -> None:
         """Compact some states as the consumer does, keeping what was folded."""
         for entity, token in sorted(self.written):
             if chance.random() >= share:
@@ -228,6 +235,7 @@ class SharedWorld:
                 state,
                 layout,
                 nonce=chance.getrandbits(64),
+                forget_below_ms=forget_below_ms,
                 fold_below_ms=fold_below_ms,
                 past=past,
             )

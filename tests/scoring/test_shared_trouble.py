@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +15,18 @@ import numpy as np
 import pytest
 
 from freshscore.config.clock import SystemClock
-from freshscore.config.errors import AsOfTooOld, Closed, DeadlineExceeded, Unavailable
+from freshscore.config.errors import (
+    AsOfTooOld,
+    BadTransaction,
+    Closed,
+    DeadlineExceeded,
+    Unavailable,
+)
 from freshscore.features.transaction import Transaction
+from freshscore.invalidation.control import Control
+from freshscore.scoring.leases import LeaseKeeper
 from freshscore.scoring.scorer import Scorer
+from freshscore.scoring.seats import most_seats
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled, mixed, shipped
 from tests.laws.worlds import DAY_MS, MONDAY_MS, Limits
@@ -57,6 +70,7 @@ def test_a_node_without_epoch_makes_answers_degraded_until_it_has_one(world: Sha
     assert lost.degraded == ("state lost",)
     assert "rebuilt" in lost.reason
     assert lost.watermark == 0
+    assert lost.lag_ms is None
     # What was answered meanwhile is no memo of a time when all is there.
     other = payment(101)
     assert world.scorer.score(other, as_of=AT_MS).degraded == ("state lost",)
@@ -119,6 +133,35 @@ def test_an_entity_beyond_its_limit_is_degraded(
     world.close()
 
 
+def test_what_compaction_cut_at_the_limit_is_degraded_and_what_time_took_is_too_old(
+    redis_server: RedisServer, namespace: str, scaled: Scaled
+) -> None:
+    world = SharedWorld(redis_server.url, namespace, scaled, law_model("walked", scaled, 1))
+    since_ms = MONDAY_MS - 400 * DAY_MS
+    world.report(AT_MS, since_ms)
+    for number in range(40):
+        world.observe(payment(number, AT_MS - 60_000 * (40 - number)), only="redis")
+    held_ms = scaled.specification.held_ms
+    by_time_ms = AT_MS - scaled.horizon_ms - held_ms
+    chance = random.Random(1)
+    world.compact(0, chance, share=1.0, forget_below_ms=by_time_ms)
+    assert world.scorer.score(payment(100), as_of=AT_MS).degraded == ()
+    past_ms = AT_MS - scaled.horizon_ms - 1
+    with pytest.raises(AsOfTooOld):
+        world.scorer.score(payment(101, past_ms), as_of=past_ms)
+    cut_ms = AT_MS - 60_000 * 16
+    assert cut_ms > by_time_ms
+    world.compact(0, chance, share=1.0, forget_below_ms=cut_ms)
+    found = world.scorer.score(payment(102), as_of=AT_MS)
+    assert found.degraded == ("too many events",)
+    assert found.complete_since == cut_ms
+    # Time passes over what was cut, and what looks back no further is whole again.
+    later_ms = cut_ms + scaled.horizon_ms + held_ms
+    world.report(later_ms, since_ms)
+    assert world.scorer.score(payment(103, later_ms), as_of=later_ms).degraded == ()
+    world.close()
+
+
 def test_a_large_state_makes_its_own_room(world: SharedWorld) -> None:
     """Beyond the first room for records, for uniting, and for looking members up."""
     for number in range(200, 2_200):
@@ -132,8 +175,6 @@ def test_a_large_state_makes_its_own_room(world: SharedWorld) -> None:
 def test_a_payment_older_than_what_is_folded_is_refused(
     redis_server: RedisServer, namespace: str, seed: int
 ) -> None:
-    import random
-
     scaled = mixed(np.random.default_rng(seed))
     world = SharedWorld(redis_server.url, namespace, scaled, law_model("walked", scaled, seed))
     asked = world.traffic.new().first
@@ -188,7 +229,7 @@ def test_without_redis_it_is_unavailable_and_then_goes_on(
 def test_no_more_scores_at_once_than_connections(world: SharedWorld) -> None:
     """The limit of redis.max_connections: who waits too long is told."""
     seats = world.scorer._seats
-    held = [seats.take(0.0) for _ in range(world.settings.redis.max_connections)]
+    held = [seats.take(0.0) for _ in range(most_seats(world.settings.redis.max_connections))]
     with pytest.raises(Unavailable, match="max_connections"):
         world.scorer.score(payment(1), as_of=AT_MS, deadline_ms=1_000_000)
     answered: list[Any] = []
@@ -253,3 +294,96 @@ def test_a_shared_scorer_without_a_secret_that_others_have_is_refused(
             settings={"redis.url": redis_server.url, "store.specification": "handbook"},
             model=lambda rows: rows[:, 0] * 0.0,
         )
+
+
+def test_deadlines_are_kept_while_redis_does_not_answer(
+    own_redis: OwnRedis, scaled: Scaled
+) -> None:
+    """Also by the scores that come after the first, which must connect anew."""
+    server = own_redis()
+    model = law_model("walked", scaled, 1)
+    world = SharedWorld(server.url, "s", scaled, model, clock=SystemClock())
+    world.report(AT_MS, 1)
+    assert world.scorer.score(payment(1), as_of=AT_MS).score is not None
+    clock, elapsed_ms = SystemClock(), []
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        for number in range(10):
+            started_s = clock.monotonic_s()
+            with pytest.raises(DeadlineExceeded):
+                world.scorer.score(payment(2 + number), as_of=AT_MS, deadline_ms=20)
+            elapsed_ms.append(1_000 * (clock.monotonic_s() - started_s))
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    # The median, for the machine of a test does other things too; it was 1000 ms each.
+    assert sorted(elapsed_ms)[5] < 60, elapsed_ms
+    assert max(elapsed_ms) < 500, elapsed_ms
+    assert world.scorer.score(payment(50), as_of=AT_MS).degraded == ()
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "said"),
+    [
+        (0, "is 0"),
+        (-5.0, "is -5"),
+        (float("nan"), "is nan"),
+        (float("inf"), "is inf"),
+        ("20", "not str"),
+        (True, "not bool"),
+    ],
+)
+def test_a_deadline_that_is_none_is_refused(
+    world: SharedWorld, deadline_ms: Any, said: str
+) -> None:
+    for scorer in (world.scorer, world.embedded.scorer):
+        with pytest.raises(BadTransaction, match=f"deadline_ms .*{said}"):
+            scorer.score(payment(1), as_of=AT_MS, deadline_ms=deadline_ms)
+
+
+@pytest.mark.parametrize("max_connections", [2, 3, 4])
+def test_leases_are_renewed_however_many_scores_run_at_once(
+    redis_server: RedisServer, namespace: str, scaled: Scaled, max_connections: int
+) -> None:
+    model = law_model("walked", scaled, 1)
+    settings = {"max_connections": max_connections, "timeout_ms": 200}
+    world = SharedWorld(
+        redis_server.url, namespace, scaled, model, redis_settings=settings, clock=SystemClock()
+    )
+    world.report(AT_MS, 1)
+    scorer = world.scorer
+    most = most_seats(max_connections)
+    assert 1 <= most < max_connections
+
+    def score(first: int) -> None:
+        for number in range(first, first + 20):
+            # Who waits too long for a seat is told so, which is not the matter here.
+            with contextlib.suppress(Unavailable):
+                scorer.score(payment(number), as_of=AT_MS)
+
+    threads = [threading.Thread(target=score, args=(100 * n,)) for n in range(max_connections + 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    # However that went: as many seats as there can be, each with its connections.
+    seats = [scorer._seats.take(1.0) for _ in range(most)]
+    for seat in seats:
+        scorer._exchanges.fetch(seat.desk, world.embedded.row(payment(1)), 1.0)
+        assert seat.desk.lines is not None
+    control = Control(scorer._nodes, namespace)
+    keeper = LeaseKeeper(control, "one", 5.0, 0.01, scorer.carry_out)
+    keeper.start()
+    first_s = keeper.until_s
+    assert first_s > 0.0
+    threading.Event().wait(0.3)
+    assert keeper.n_missed == 0
+    assert keeper.until_s > first_s
+    keeper.close()
+    for seat in seats:
+        scorer._seats.give_back(seat)
+    world.close()
+
+
+def test_one_connection_is_a_seat() -> None:
+    assert [most_seats(n) for n in (1, 2, 3, 4, 64)] == [1, 1, 2, 2, 62]

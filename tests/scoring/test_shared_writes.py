@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from freshscore.config.clock import SystemClock
 from freshscore.config.errors import Backpressure, BadTransaction, SettingsError, Unavailable
 from freshscore.features.redis_keys import slot_of, tag_of
 from freshscore.features.transaction import Transaction
@@ -19,8 +21,10 @@ from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.message_reading import MessageReader
 from freshscore.scoring.callable_model import CallableModel
 from freshscore.scoring.decisions import packed, unpacked
+from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.result import Result
 from freshscore.scoring.shared_scorer import SharedScorer
+from freshscore.simulations.clock import VirtualClock
 from tests.laws.law_models import callable_model, law_model
 from tests.laws.law_specifications import Scaled, mixed, shipped
 from tests.laws.worlds import DAY_MS, MONDAY_MS
@@ -313,8 +317,6 @@ def test_a_dear_models_score_is_found_by_another_process(
 ) -> None:
     calls: list[int] = []
     model = dear_model(scaled, calls, 20)
-    from freshscore.config.clock import SystemClock
-
     world = SharedWorld(redis_server.url, namespace, scaled, model, clock=SystemClock())
     world.report(AT_MS, 1)
     other = world.another(dear_model(scaled, calls, 20))
@@ -353,8 +355,6 @@ def test_a_dear_models_score_is_found_by_another_process(
 def test_a_cheap_models_scores_are_not_shared(
     redis_server: RedisServer, namespace: str, scaled: Scaled
 ) -> None:
-    from freshscore.config.clock import SystemClock
-
     calls: list[int] = []
     model = dear_model(scaled, calls, 0)
     world = SharedWorld(redis_server.url, namespace, scaled, model, clock=SystemClock())
@@ -528,3 +528,75 @@ def test_a_decision_of_a_log_with_many_partitions_is_read_back(world: SharedWorl
     decision = unpacked(record)
     assert (decision.progress, decision.pending, decision.row) == (progress, pending, row)
     assert decision.transaction == row[:16]
+
+
+def test_a_burst_on_one_card_does_not_hold_up_its_scores(
+    redis_server: RedisServer, namespace: str, scaled: Scaled, writer: HeldWriter
+) -> None:
+    """20,000 pending events of one card: far from quadratic, and all leave when they are back."""
+    n, limits = 20_000, {"max_pending_events": 30_000, "pending_s": 3_600.0}
+    model = law_model("walked", scaled, 1)
+    url = redis_server.url
+    world = SharedWorld(url, namespace, scaled, model, writer=writer, redis_settings=limits)
+    world.clock.move_to(AT_MS)
+    world.report(AT_MS, MONDAY_MS - 400 * DAY_MS)
+    states: dict[tuple[int, bytes], list[bytes]] = {}
+    for number in range(n):
+        one = payment(number, AT_MS - 10 * (n - number))
+        world.scorer.observe(one)
+        row = world.embedded.row(one)
+        for entity, token in enumerate(world.records.tokens(row)):
+            if token is not None:
+                record = world.records.event(row, entity)
+                states.setdefault((entity, token), []).append(record)
+    clock, elapsed_ms = SystemClock(), []
+    for number in range(7):
+        started_s = clock.monotonic_s()
+        found = world.scorer.score(payment(n + number), as_of=AT_MS)
+        elapsed_ms.append(1_000 * (clock.monotonic_s() - started_s))
+        assert found.pending == n
+    # It was seconds.
+    assert sorted(elapsed_ms)[3] < 100, elapsed_ms
+    for (entity, token), records in states.items():
+        world.append(entity, token, b"".join(records))
+    for number in range(n // 64 + 1):
+        found = world.scorer.score(payment(n + number), as_of=AT_MS)
+    assert found.pending == 0
+    assert pending_counts(world) == {"sent": n, "seen": n}
+    world.close()
+
+
+def test_what_is_looked_for_in_a_state_is_bounded() -> None:
+    """And what is passed over, or came in another order, is united, and leaves later."""
+    pending = PendingEvents(10_000, 60.0, VirtualClock(MONDAY_MS))
+    token = bytes(16)
+    records = [struct.pack("<QQ", number + 1, number) for number in range(200)]
+    for record in records:
+        pending.add({token: record})
+    # The first never comes back; the others do, in another order.
+    state = b"".join(reversed(records[1:]))
+    lengths = []
+    for _ in range(5):
+        [found], identities = pending.united([token], [state])
+        assert found is not None
+        assert {found[at : at + 16] for at in range(0, len(found), 16)} == {*records}
+        assert identities[0] == records[0][:8]
+        lengths.append(len(pending))
+    assert lengths == [137, 74, 11, 1, 1]
+    assert pending.united([token], [None]) == ([records[0]], (records[0][:8],))
+    assert pending.counts["seen"] == 199
+
+
+def test_what_ends_at_once_is_dropped_over_several_calls() -> None:
+    clock = VirtualClock(MONDAY_MS)
+    pending = PendingEvents(10_000, 60.0, clock)
+    for number in range(1_000):
+        pending.add({bytes(16): struct.pack("<Q", number)})
+    clock.move_to(MONDAY_MS + 61_000)
+    lengths = []
+    while pending:
+        pending.united([], [])
+        lengths.append(len(pending))
+    assert lengths == [744, 488, 232, 0]
+    assert not pending.is_any
+    assert pending.counts["timed out"] == 1_000
