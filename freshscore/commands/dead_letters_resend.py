@@ -22,10 +22,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     with opened(settings) as deployment, opened_resending(deployment) as resending:
-        for part in read_letters(settings.kafka):
-            resending.resend(
-                [one for one in part.values() if arguments.reason in (None, one.reason)]
-            )
+        labels_topic = settings.kafka.labels_topic
+        # Payments of all parts first: a label's payment may have its letter in any of them.
+        for labels in (False, True):
+            for part in read_letters(settings.kafka):
+                asked = [one for one in part.values() if arguments.reason in (None, one.reason)]
+                resending.resend([one for one in asked if (one.topic == labels_topic) is labels])
         outcomes = resending.outcomes
     print_table(["what came of it", "letters"], sorted(outcomes.items()))
     write_json(arguments.json, {"outcomes": outcomes})
