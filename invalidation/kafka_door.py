@@ -457,14 +457,15 @@ class Delivered:
 class LogWriter:
     """A producer. Messages may be written twice, or in another order: readers hold sets.
 
-    wait: whether to begin with a connection; else one is made in a thread, for as long as it takes,
-    and until then nothing is taken.
+    wait: whether to begin with a connection; else one is made in a thread, for as long as it takes.
+    Whoever sends waits for the first try; after it, and until there is one, nothing is taken.
     """
 
     def __init__(self, settings: KafkaSettings, *, wait: bool = True) -> None:
         self._settings = settings
         self._producer: Any = None
         self._closed = threading.Event()
+        self._has_tried = threading.Event()
         self._counting = threading.Lock()
         self._n_failed = 0
         if wait:
@@ -478,9 +479,11 @@ class LogWriter:
                 producer = _producer(self._settings)
             except (Unavailable, SettingsError) as problem:
                 logging.getLogger("freshscore").warning("%s", problem)
+                self._has_tried.set()
                 self._closed.wait(_AGAIN_S)
                 continue
             self._producer = producer
+            self._has_tried.set()
             if self._closed.is_set():
                 producer.close(timeout=0)
             return
@@ -501,6 +504,9 @@ class LogWriter:
         take no more within kafka.request_timeout_s.
         """
         producer = self._producer
+        if producer is None:
+            self._has_tried.wait(self._settings.request_timeout_s)
+            producer = self._producer
         if producer is None:
             raise Unavailable(f"Kafka at {self._settings.bootstrap_servers} has not answered yet")
         try:
