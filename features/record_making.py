@@ -7,6 +7,7 @@ versions are the same wherever a state is kept.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freshscore.features import tables
 from freshscore.features.applying import make_event, make_fact
@@ -30,16 +31,8 @@ class RecordMaker:
         self._program = program
         n = len(program.entities)
         self.layouts = tuple(state_layout(program, keys, e) for e in range(n))
-        # What `make_event` reads of a store: the entities' shapes, and no state.
-        self._head = np.zeros((tables.ENTITY + tables.ENTITY_HEAD * n) // 8, np.int64)
+        self._head = shapes_head(program)
         self._address = address_of(self._head)
-        self._head[tables.N_ENTITIES // 8] = n
-        members_at = address_of(program.code) + 8 * int(program.code[MEMBERS_AT])
-        self._head[tables.MEMBERS // 8] = members_at
-        for e, layout in enumerate(program.entities):
-            head = (tables.ENTITY + tables.ENTITY_HEAD * e) // 8
-            self._head[head + tables.N_MEMBERS // 8] = len(layout.members)
-            self._head[head + tables.PLACE_AT // 8] = layout.place_at
 
     def tokens(self, row: bytes) -> tuple[bytes | None, ...]:
         """The token of each entity of the payment in `row`; None where it is absent."""
@@ -83,6 +76,23 @@ class RecordMaker:
             sender_ms,
         )
         return stored(record, layout)
+
+
+def shapes_head(program: Program) -> NDArray[np.int64]:
+    """As much of a store's head as `make_event` reads: the entities' shapes, and no state.
+
+    It points into the program, which the caller keeps alive.
+    """
+    n = len(program.entities)
+    head = np.zeros((tables.ENTITY + tables.ENTITY_HEAD * n) // 8, np.int64)
+    head[tables.N_ENTITIES // 8] = n
+    head[tables.MEMBERS // 8] = address_of(program.code) + 8 * int(program.code[MEMBERS_AT])
+    for e, layout in enumerate(program.entities):
+        at = (tables.ENTITY + tables.ENTITY_HEAD * e) // 8
+        head[at + tables.WIDTH // 8] = 8 * layout.words
+        head[at + tables.N_MEMBERS // 8] = len(layout.members)
+        head[at + tables.PLACE_AT // 8] = layout.place_at
+    return head
 
 
 def identity_of(row: bytes) -> int:

@@ -24,7 +24,7 @@ from freshscore.features.record_making import identity_of, time_of
 from freshscore.features.redis_keys import RedisKeys, bucket_of
 from freshscore.features.row import TOKENS
 
-_GENERATIONS: Final = 4
+GENERATIONS: Final = 4
 _FIRST: Final = struct.Struct("<Qq")
 _DAY_MS: Final = 86_400_000
 _ABSENT: Final = bytes(16)
@@ -47,8 +47,8 @@ class LabelIndex:
         self._keys = keys
         self._n_entities = n_entities
         self._width = _FIRST.size + 16 * n_entities
-        self._generation_ms = lifetime_days * _DAY_MS // _GENERATIONS
-        self.ttl_s = lifetime_days * _DAY_MS * (_GENERATIONS + 1) // (_GENERATIONS * 1_000)
+        self._generation_ms = lifetime_days * _DAY_MS // GENERATIONS
+        self.ttl_s = lifetime_days * _DAY_MS * (GENERATIONS + 1) // (GENERATIONS * 1_000)
 
     @property
     def is_kept(self) -> bool:
@@ -64,7 +64,7 @@ class LabelIndex:
         """Where it may have been entered within the lifetime, oldest first; of one slot."""
         bucket, last = bucket_of(identity_of(row)), now_ms // self._generation_ms
         return [
-            self._keys.labels(bucket, self._width, last - n) for n in range(_GENERATIONS, -1, -1)
+            self._keys.labels(bucket, self._width, last - n) for n in range(GENERATIONS, -1, -1)
         ]
 
     def record(self, row: bytes) -> bytes:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.errors import Closed, SettingsError, StoreFull
+from freshscore.config.settings import StoreSettings
 from freshscore.features import applying, arena, tables
 from freshscore.features.applying import (
     ACCEPTED,
@@ -72,6 +73,17 @@ class StoreLimits:
     max_events_per_entity: int
     horizon_ms: int
     arena_bytes: int
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> Self:
+        """The limits that the settings name."""
+        return cls(
+            max_entities=settings.max_entities,
+            max_payments=settings.max_payments,
+            max_events_per_entity=settings.max_events_per_entity,
+            horizon_ms=1000 * settings.horizon_s,
+            arena_bytes=settings.arena_bytes,
+        )
 
 
 class MemoryStore:

@@ -35,6 +35,7 @@ from freshscore.features.memory import (
     u8,
     u64,
 )
+from freshscore.features.redis_keys import LABEL_BUCKETS
 from freshscore.invalidation import append_plan as p
 
 # What came of a message so far.
@@ -54,7 +55,7 @@ _ONE: Final = np.uint64(1)
 _HALF_DAY_BITS: Final = 20
 # Rows and groups between asking memory for a place and looking there.
 _AHEAD: Final = 8
-_BUCKETS: Final = np.uint64(p.N_BUCKETS - 1)
+_BUCKETS: Final = np.uint64(LABEL_BUCKETS - 1)
 
 
 @kernel

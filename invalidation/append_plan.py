@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from freshscore.features import tables as t
 from freshscore.features.memory import address_of
 from freshscore.features.packing import Keys
-from freshscore.features.program import MEMBERS_AT, Program
+from freshscore.features.program import Program
+from freshscore.features.record_making import shapes_head
+from freshscore.features.redis_labels import GENERATIONS
 from freshscore.features.state_layout import StateLayout, state_layout
 from freshscore.invalidation.feed import Acceptance
 
@@ -101,9 +102,6 @@ N_SLOTS: Final = 16_384
 # so that a collision costs a conflict that is not seen, or an EXPIRE that was not needed.
 _N_RECENT: Final = 1 << 18
 _N_EXPIRIES: Final = 1 << 20
-# Payments of one bucket share a key of the label index.
-N_BUCKETS: Final = 4_096
-_GENERATIONS: Final = 4
 _DAY_MS: Final = 86_400_000
 _CRC_POLYNOMIAL: Final = 0x1021
 
@@ -139,7 +137,7 @@ class AppendPlan:
         self.words = np.zeros((LAYOUTS + LAYOUT * n) // 8, np.int64)
         self.address = address_of(self.words)
         self._set(N_ENTITIES, n)
-        self._set(RECORDS_HEAD, self._kept(_records_head(program)))
+        self._set(RECORDS_HEAD, self._kept(shapes_head(program)))
         self._set(HORIZON, acceptance.horizon_ms)
         self._set(SKEW, acceptance.skew_ms)
         self._set(RECENT, address_of(self._recent))
@@ -150,9 +148,9 @@ class AppendPlan:
         index_ms = limits.label_index_days * _DAY_MS
         # A payment is looked up for as long as its generation may hold it, and one more.
         self._set_text(
-            INDEX_LIFE, str(index_ms * (_GENERATIONS + 1) // _GENERATIONS // 1000).encode()
+            INDEX_LIFE, str(index_ms * (GENERATIONS + 1) // GENERATIONS // 1000).encode()
         )
-        self._set(INDEX_GENERATION, index_ms // _GENERATIONS)
+        self._set(INDEX_GENERATION, index_ms // GENERATIONS)
         self._set_text(NAMESPACE, limits.namespace.encode())
         self._set(CRC, self._kept(_crc_table()))
         self._set(ALPHABET, self._kept(np.frombuffer(_ALPHABET, np.uint8).copy()))
@@ -179,19 +177,6 @@ class AppendPlan:
     def _kept(self, array: NDArray[Any]) -> int:
         self._held.append(array)
         return address_of(array)
-
-
-def _records_head(program: Program) -> NDArray[np.int64]:
-    """As much of a store's head as `make_event` reads (features/tables.py)."""
-    head = np.zeros((t.ENTITY + t.ENTITY_HEAD * len(program.entities)) // 8, np.int64)
-    head[t.N_ENTITIES // 8] = len(program.entities)
-    head[t.MEMBERS // 8] = address_of(program.code) + 8 * int(program.code[MEMBERS_AT])
-    for e, layout in enumerate(program.entities):
-        at = (t.ENTITY + t.ENTITY_HEAD * e) // 8
-        head[at + t.WIDTH // 8] = 8 * layout.words
-        head[at + t.N_MEMBERS // 8] = len(layout.members)
-        head[at + t.PLACE_AT // 8] = layout.place_at
-    return head
 
 
 def _crc_table() -> NDArray[np.uint16]:

@@ -35,18 +35,6 @@ from freshscore.invalidation.publishing import Publisher
 from freshscore.invalidation.topics import check_topics, topic_names
 
 
-def limits_of(settings: Settings) -> StoreLimits:
-    """The limits of a store of states."""
-    own = settings.store
-    return StoreLimits(
-        max_entities=own.max_entities,
-        max_payments=own.max_payments,
-        max_events_per_entity=own.max_events_per_entity,
-        horizon_ms=1_000 * own.horizon_s,
-        arena_bytes=own.arena_bytes,
-    )
-
-
 def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     """A consumer of the settings' group, ready to run.
 
@@ -60,7 +48,7 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     topics = checked_topics(settings, specification)
     nodes = Nodes.open(settings.redis, clock)
     redis_keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
-    store = RedisStore(program, keys, limits_of(settings), nodes, clock)
+    store = RedisStore(program, keys, StoreLimits.of(settings.store), nodes, clock)
     topic_ids = {name: topic.topic_id for name, topic in topics.items()}
     markers = NodeMarkers(
         nodes,

@@ -157,7 +157,7 @@ class Batcher:
             label_index_days=redis.label_index_days,
             compact_records=redis.compact_records,
         )
-        acceptance = Acceptance(1_000 * store.horizon_s, 1_000 * store.skew_s)
+        acceptance = Acceptance.of(store)
         limits = BatchLimits(kafka.max_message_bytes, kafka.max_poll_records)
         return cls(
             program, keys, acceptance, append, limits, node_of_slot, columns=columns, decode=decode

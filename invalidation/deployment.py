@@ -21,7 +21,7 @@ from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
-from freshscore.invalidation.assembling import limits_of
+from freshscore.features.store import StoreLimits
 from freshscore.invalidation.node_reports import node_reports
 
 
@@ -54,7 +54,7 @@ def opened(settings: Settings, clock: Clock | None = None) -> Iterator[Deploymen
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         check_key(nodes, names, keys.key_id)
-        store = RedisStore(program, keys, limits_of(settings), nodes, clock)
+        store = RedisStore(program, keys, StoreLimits.of(settings.store), nodes, clock)
         yield Deployment(settings, program, secret, keys, nodes, names, store, clock)
     finally:
         nodes.close()

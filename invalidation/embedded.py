@@ -61,20 +61,14 @@ class EmbeddedState:
         program = compiled(FeatureSpecification.named(own.specification))
         secret = load_secret(own.path)
         keys = Keys(program, secret)
-        limits = StoreLimits(
-            max_entities=own.max_entities,
-            max_payments=own.max_payments,
-            max_events_per_entity=own.max_events_per_entity,
-            horizon_ms=1000 * own.horizon_s,
-            arena_bytes=own.arena_bytes,
-        )
+        limits = StoreLimits.of(own)
         opened_from = _saved(own.path)
         path = None if own.path is None else own.path / STATE_FILE
         if path is not None and path.exists():
             store = open_store(path, program, keys, limits)
         else:
             store = MemoryStore(program, keys, limits)
-        acceptance = Acceptance(1000 * own.horizon_s, 1000 * own.skew_s)
+        acceptance = Acceptance.of(own)
         return cls(store, acceptance, own.path, secret, opened_from)
 
     def begin_writing(self) -> None:

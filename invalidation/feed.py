@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import BadFact, BadTransaction, EventRefused, UnknownTransaction
+from freshscore.config.settings import StoreSettings
 from freshscore.features.layout import SENDER_LIMIT_MS
 from freshscore.features.packing import Packer
 from freshscore.features.store import MemoryStore
@@ -38,6 +39,11 @@ class Acceptance:
 
     horizon_ms: int
     skew_ms: int
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> Self:
+        """What the settings allow."""
+        return cls(1000 * settings.horizon_s, 1000 * settings.skew_s)
 
 
 class Feed:

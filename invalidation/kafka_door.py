@@ -108,7 +108,6 @@ class LogReader:
         clock: Clock | None = None,
     ) -> None:
         self._topics = tuple(topics)
-        self._in_place = in_place
         self._clock = clock or SystemClock()
         self._wait_ms = settings.fetch_wait_ms
         self._most = settings.max_poll_records

@@ -26,7 +26,8 @@ from typing import Final
 
 import msgspec
 
-from freshscore.features.redis_door import Nodes, ReplyError, command
+from freshscore.config.errors import Unavailable
+from freshscore.features.redis_door import Nodes, command, errors_in
 from freshscore.features.redis_keys import RedisKeys, slot_of
 
 _MAGIC: Final = b"fsscore\x01"
@@ -152,7 +153,6 @@ class ScoreKeeper:
         self._version = model_version
         self._most = most
         self._ttl_s = ttl_s
-        self.n_refused = 0
 
     def keep(self, token: bytes, record: bytes) -> None:
         """Keep one record for the entity with `token`. Raises Unavailable."""
@@ -172,6 +172,7 @@ class ScoreKeeper:
             places = range(len(topology.addresses))
             requests = [request if node == owner else None for node in places]
             replies = lines.exchange(requests, [3 if node == owner else 0 for node in places])
-        if any(isinstance(one, ReplyError) for one in replies[owner]):
+        words = errors_in(replies[owner])
+        if words:
             # A slot that moved: the next exchange of a score finds the nodes again.
-            self.n_refused += 1
+            raise Unavailable(f"Redis refused to keep a score: {', '.join(sorted(words))}")

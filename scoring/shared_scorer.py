@@ -112,7 +112,7 @@ class SharedScorer(Scorer):
         shares_scores: bool = True,
     ) -> None:
         store, redis = settings.store, settings.redis
-        self._like = RequestStore(program, keys, store_limits(settings))
+        self._like = RequestStore(program, keys, StoreLimits.of(store))
         serving = Serving(
             self._like, model, tier_limits(settings), random_seed() if seed is None else seed
         )
@@ -125,7 +125,7 @@ class SharedScorer(Scorer):
         self._exchanges = Exchanges(nodes, names, self._like.layouts)
         self._limit_s = redis.timeout_ms / 1000.0
         self._pending = PendingEvents(redis.max_pending_events, redis.pending_s, self._clock)
-        acceptance = Acceptance(1000 * store.horizon_s, 1000 * store.skew_s)
+        acceptance = Acceptance.of(store)
         producer = writer if settings.kafka.produce else None
         self._shared_feed = SharedFeed(
             producer, settings.kafka, serving.packer, acceptance, self._pending, self._clock
@@ -603,15 +603,3 @@ class _Rows:
         # Kept, for the seat points into it.
         self._row: bytes = rows[number].tobytes()
         self._scorer._taken(self._seat, self._row, self._fetched[number - self._first])
-
-
-def store_limits(settings: Settings) -> StoreLimits:
-    """Limits of states, as the settings have them."""
-    own = settings.store
-    return StoreLimits(
-        max_entities=own.max_entities,
-        max_payments=own.max_payments,
-        max_events_per_entity=own.max_events_per_entity,
-        horizon_ms=1000 * own.horizon_s,
-        arena_bytes=own.arena_bytes,
-    )

@@ -28,9 +28,8 @@ from freshscore.features.transaction import Transaction
 from freshscore.invalidation.embedded import EmbeddedState
 from freshscore.invalidation.feed import Acceptance, Feed
 from freshscore.scoring.model import Model
-from freshscore.scoring.scorer import Scorer
+from freshscore.scoring.scorer import Scorer, tier_limits
 from freshscore.scoring.serving import ServableModel, Serving
-from freshscore.scoring.tier import TierLimits
 from freshscore.simulations.clock import VirtualClock
 from freshscore.simulations.fresh_scores import fresh_scores
 from freshscore.simulations.records import Recorder, Records
@@ -136,10 +135,10 @@ class _Player:
     ) -> None:
         program = compiled(stream.table.specification)
         self.keys = Keys(program, secret)
-        self.store = MemoryStore(program, self.keys, _store_limits(settings))
-        self.acceptance = Acceptance(1000 * settings.store.horizon_s, 1000 * settings.store.skew_s)
+        self.store = MemoryStore(program, self.keys, StoreLimits.of(settings.store))
+        self.acceptance = Acceptance.of(settings.store)
         seed = int(rng.integers(2**62))
-        serving = Serving(self.store, model, _tier_limits(settings), seed)
+        serving = Serving(self.store, model, tier_limits(settings), seed)
         self.packer = serving.packer
         self.feed = Feed(self.store, self.packer, self.acceptance)
         state = EmbeddedState(self.store, self.acceptance)
@@ -230,27 +229,6 @@ def _sample(scored: Bools, share: float, rng: np.random.Generator) -> Bools:
     chosen = np.zeros(len(scored), np.bool_)
     chosen[rng.choice(touches, math.ceil(share * len(touches)), replace=False)] = True
     return chosen
-
-
-def _store_limits(settings: Settings) -> StoreLimits:
-    own = settings.store
-    return StoreLimits(
-        max_entities=own.max_entities,
-        max_payments=own.max_payments,
-        max_events_per_entity=own.max_events_per_entity,
-        horizon_ms=1000 * own.horizon_s,
-        arena_bytes=own.arena_bytes,
-    )
-
-
-def _tier_limits(settings: Settings) -> TierLimits:
-    cache = settings.cache
-    return TierLimits(
-        max_bytes=cache.max_bytes,
-        probe_share=cache.probe_share,
-        cap_ms=1000 * cache.valid_until_cap_s,
-        max_steps=cache.valid_until_max_steps,
-    )
 
 
 def _cohorts(stream: Stream, packer: Packer) -> Int64s:

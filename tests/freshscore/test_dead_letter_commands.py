@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,23 +21,10 @@ from tests.freshscore.shared_deployment import (
     now_ms,
     payment,
     recent,
-    shared_deployment,
 )
 from tests.servers.kafka_broker import KafkaBroker
-from tests.servers.redis_servers import RedisServer
 
 LIST, RESEND = ("dead-letters", "list"), ("dead-letters", "resend")
-
-
-@pytest.fixture
-def deployment(
-    kafka: KafkaBroker,
-    redis_server: RedisServer,
-    namespace: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[SharedDeployment]:
-    yield from shared_deployment(kafka, redis_server, namespace, tmp_path, monkeypatch)
 
 
 def events_of(deployment: SharedDeployment, entity: str, identifier: str) -> int:

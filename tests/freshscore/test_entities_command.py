@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +15,8 @@ from tests.freshscore.shared_deployment import (
     now_ms,
     payment,
     recent,
-    shared_deployment,
 )
-from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
-
-
-@pytest.fixture
-def deployment(
-    kafka: KafkaBroker,
-    redis_server: RedisServer,
-    namespace: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[SharedDeployment]:
-    yield from shared_deployment(kafka, redis_server, namespace, tmp_path, monkeypatch)
 
 
 def show(

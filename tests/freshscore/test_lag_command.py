@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.freshscore.shared_deployment import SharedDeployment, recent, shared_deployment
-from tests.servers.kafka_broker import KafkaBroker
+from tests.freshscore.shared_deployment import SharedDeployment, recent
 from tests.servers.redis_servers import RedisServer
-
-
-@pytest.fixture
-def deployment(
-    kafka: KafkaBroker,
-    redis_server: RedisServer,
-    namespace: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[SharedDeployment]:
-    yield from shared_deployment(kafka, redis_server, namespace, tmp_path, monkeypatch)
 
 
 def test_lag_before_between_and_after(

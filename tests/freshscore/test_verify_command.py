@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,23 +26,11 @@ from tests.freshscore.shared_deployment import (
     now_ms,
     payment,
     recent,
-    shared_deployment,
 )
 from tests.freshscore.stored_models import payments
 from tests.freshscore.test_shared_backfill import file_of, past
 from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
-
-
-@pytest.fixture
-def deployment(
-    kafka: KafkaBroker,
-    redis_server: RedisServer,
-    namespace: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[SharedDeployment]:
-    yield from shared_deployment(kafka, redis_server, namespace, tmp_path, monkeypatch)
 
 
 def verdicts(deployment: SharedDeployment, code: int = 0, *words: object) -> dict[str, int]:
