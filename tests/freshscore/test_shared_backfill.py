@@ -55,6 +55,10 @@ def deployment(
     yield from shared_deployment(kafka, redis, namespace, tmp_path, monkeypatch)
 
 
+# A quarter of the merchants' shortest window: the distance of its grid lines.
+_STEP_MS = HOUR_MS // 4
+
+
 def past(n: int, until_ms: int, first: int = 1_000) -> list[dict[str, Any]]:
     """Payments half a minute apart, the last of them at `until_ms`; every seventh is a fraud."""
     return [payment(first + i, until_ms - 30_000 * (n - 1 - i), fraud=i % 7 == 0) for i in range(n)]
@@ -154,12 +158,15 @@ def test_it_can_begin_before_the_consumers(deployment: SharedDeployment) -> None
 
 
 def test_what_is_folded_already_is_refused(deployment: SharedDeployment) -> None:
-    deployment.send(recent(20))
+    sent_ms = now_ms()
+    # Behind the last grid line, so that none of them is folded whenever the test runs.
+    line_ms = sent_ms - sent_ms % _STEP_MS
+    deployment.send(recent(20, until_ms=max(sent_ms, line_ms + 21_000)))
     deployment.consume()
     with deployment.opened() as found:
         wanted = [(1, deployment.token(found, "merchant", MERCHANTS[0]))]
-        Compactor(found.store).compact(wanted, fold_below_ms=now_ms() - 7_000, only_due=False)
-    path = file_of(deployment, past(100, now_ms() - 8_000))
+        Compactor(found.store).compact(wanted, fold_below_ms=sent_ms, only_due=False)
+    path = file_of(deployment, past(100, sent_ms - 1_000))
     figures = deployment.figures("backfill", "--data", path, code=1)
     states = figures["states"]
     assert states["refused"] == {"merchant": 1}
