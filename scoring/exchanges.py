@@ -9,6 +9,7 @@ entity. A node without progress has lost its data, or never had any: its answers
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -107,6 +108,8 @@ class Exchanges:
         self._all = (1 << self._n) - 1
         self._asks_scores = scores is not None
         self._plan = _Plan(nodes.topology, keys)
+        # One thread at a time waits awake: more would take the processors from those that work.
+        self._awake = threading.Lock()
 
     def desk(self) -> Desk:
         """Room for the commands of one request at a time."""
@@ -121,7 +124,7 @@ class Exchanges:
         mask = found & 0xFFFF
         desk.prefix(plan.asks[0])
         request = desk.written(found >> _WRITTEN_SHIFT)
-        replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s)[0]
+        replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s, self._awake)[0]
         try:
             summary = plan.progress_of(_bytes_of(replies[0]))
             return self._fetched(replies[1:], mask, summary)
@@ -209,7 +212,8 @@ class Exchanges:
         if not any(requests):
             requests[0].append(plan.asks[0])
         joined: list[bytes | None] = [b"".join(parts) if parts else None for parts in requests]
-        replies = lines.exchange(joined, [len(parts) for parts in requests], limit_s)
+        n_replies = [len(parts) for parts in requests]
+        replies = lines.exchange(joined, n_replies, limit_s, self._awake)
         progress = [_bytes_of(found[0]) if found else None for found in replies]
         following = [iter(found[1:]) for found in replies]
         answers = []

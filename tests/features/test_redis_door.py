@@ -299,3 +299,58 @@ def test_a_reply_that_trickles_ends_at_the_limit_too() -> None:
     server.ended.set()
     server.thread.join()
     server.listening.close()
+
+
+class _Tries(threading.local):
+    """How often a thread looked whether something had come."""
+
+    n = 0
+
+
+class _Clock(SystemClock):
+    """The system's, which counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = _Tries()
+
+    def monotonic_s(self) -> float:
+        self.asked.n += 1
+        return super().monotonic_s()
+
+
+def test_what_is_awaited_awake_is_what_would_come_asleep(nodes: Nodes, namespace: str) -> None:
+    keys = [f"{namespace}:{{{tag}}}".encode() for tag in nodes.tags]
+    awake = threading.Lock()
+    with nodes.lines() as lines:
+        for i in range(50):
+            requests = [command(b"SETRANGE", key, b"0", bytes([i]) * 200_000) for key in keys]
+            gets = [command(b"GET", key) + command(b"STRLEN", key) for key in keys]
+            joined = [some + more for some, more in zip(requests, gets, strict=True)]
+            replies = lines.exchange(joined, [3] * nodes.n, None, awake)
+            assert replies == [[200_000, bytes([i]) * 200_000, 200_000]] * nodes.n
+    assert not awake.locked()
+
+
+def test_a_wait_awake_is_short_and_seldom_where_nothing_comes(own_redis: OwnRedis) -> None:
+    clock, awake = _Clock(), threading.Lock()
+    server = own_redis()
+    host, port = server.url.removeprefix("redis://").removesuffix("/0").split(":")
+    lines = Lines([(host, int(port))], socket.create_connection, clock, 5.0)
+    lines.ask(0, b"PING")
+    # Each is answered after 20 ms: one that is waited for awake, and 16 that are not.
+    late = [command(b"BLPOP", b"nothing", b"0.02")]
+    looked = []
+    for _ in range(18):
+        before = clock.asked.n
+        lines.exchange(late, [1], None, awake)
+        looked.append(clock.asked.n - before)
+    assert looked[0] > 3
+    assert looked[17] > 3
+    assert max(looked[1:17]) <= 2
+    assert not awake.locked()
+    with awake:
+        # While another thread is awake this one sleeps.
+        before = clock.asked.n
+        lines.exchange(late, [1], None, awake)
+        assert clock.asked.n - before <= 2
+    lines.close()
