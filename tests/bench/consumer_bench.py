@@ -108,4 +108,6 @@ def used_bytes(client: redis.Redis, name: str = "used_memory_dataset") -> int:
     """Memory of a server's data; the stream, which is bounded apart, is deleted before."""
     client.delete(stream_key())
     found: Any = client.info("memory")
-    return int(found[name])
+    # Of an empty server Redis says less than nothing, as a number without a sign.
+    n = int(found[name])
+    return n - (1 << 64) if n >> 63 else n
