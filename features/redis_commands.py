@@ -23,6 +23,8 @@ Tagged = tuple[bytes, bytes]
 _TRIES: Final = 3
 _AGAIN: Final = MOVED_WORDS | {"NOSCRIPT"}
 _REFUSED: Final = frozenset({"NOAUTH", "NOPERM", "WRONGPASS"})
+# A command or key inside a script that the user may not have: it comes under the word ERR.
+_REFUSED_INSIDE: Final = "The user executing the script can't"
 
 
 def replies_to(nodes: Nodes, commands: Sequence[Tagged]) -> list[Reply]:
@@ -86,7 +88,7 @@ def error_of(reply: ReplyError) -> FreshscoreError:
         return Unavailable(f"Redis: {reply}")
     if word == "OOM":
         return StoreFull(f"Redis has reached its maxmemory: {reply}")
-    if word in _REFUSED:
+    if word in _REFUSED or _REFUSED_INSIDE in str(reply):
         return SettingsError(f"Redis refuses a command to this user: {reply}")
     raise RuntimeError(f"Redis: {reply}")
 

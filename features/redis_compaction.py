@@ -6,8 +6,10 @@ loses, which costs its work and nothing else. What was folded goes to its own ke
 
 How a state stays bounded (law 9). An exact one with more records than store.max_events_per_entity
 forgets its oldest sixteenth, as in memory. A grid holds in records only what its tiles cannot take
-yet, up to 2^19; beyond that it forgets too. The header says below which instant nothing is left, so
-readers know what their windows miss and say "too many events", also where time is all that went by.
+yet, up to 2^19; beyond that it forgets too. Where facts are read, what was folded is kept, up to
+2^28 bytes (a string of Redis ends at 2^29); beyond that nothing more is folded, so that the records
+forget. The header says below which instant nothing is left, so readers know what their windows miss
+and say "too many events", also where time is all that went by.
 A late appender cannot undo that: readers ignore what lies below that instant.
 Rejected: refusing the append (it reads nothing first), and cutting in the middle (never sorted).
 Rule: compaction at any moment changes no value that is not said to be missing, and no version.
@@ -37,6 +39,7 @@ from freshscore.features.redis_store import RedisStore
 # States of one exchange: a state at its limit has half a megabyte.
 _AT_ONCE: Final = 16
 _GRID_RECORDS: Final = 1 << 19
+_PAST_BYTES: Final = 1 << 28
 
 # What came of a candidate.
 SWAPPED: Final = "swapped"
@@ -44,6 +47,10 @@ NOT_DUE: Final = "not due"
 OVERTAKEN: Final = "overtaken"
 ABSENT: Final = "absent"
 DAMAGED: Final = "damaged"
+FULL: Final = "full"
+
+# What the script answers where what was folded cannot be kept.
+_FULL: Final = -1
 
 
 def crossed(before_bytes: int, after_bytes: int, width: int, compact_records: int) -> bool:
@@ -139,7 +146,10 @@ class Compactor:
     def _swap(
         self, work: Sequence[_Work], counted: Counter[str], forget_ms: int, fold_ms: int
     ) -> list[Wanted]:
-        """Swap in what is compacted; those whose folded events have become many."""
+        """Swap in what is compacted; those whose folded events have become many.
+
+        Where no more of them can be kept, nothing more is folded, until some are out of reach.
+        """
         swaps: list[Tagged] = []
         folded: list[tuple[_Work, int]] = []
         for one in work:
@@ -150,27 +160,42 @@ class Compactor:
                 continue
             swaps.append(self._swap_command(one, made.state, made.folded))
             folded.append((one, len(made.folded)))
-        grown = []
+        grown: list[Wanted] = []
+        full: list[_Work] = []
         for (one, n_bytes), reply in zip(folded, replies_to(self._store.nodes, swaps), strict=True):
+            if reply == _FULL:
+                full.append(one)
+                continue
             counted[SWAPPED if reply else OVERTAKEN] += 1
             width = self._store.maker.layouts[one.entity].width
             if reply and crossed(reply[1] - n_bytes, reply[1], width, self._compact_records):
                 grown.append((one.entity, one.token))
+        if full:
+            counted[FULL] += len(full)
+            if fold_ms:
+                names = [(one.entity, one.token) for one in full]
+                self._compact_past(names, forget_ms, only_due=False)
+                self._swap(full, counted, forget_ms, 0)
         return grown
 
     def _swap_command(self, one: _Work, state: bytes, folded: bytes) -> Tagged:
         digest = hashlib.sha1(one.blob, usedforsecurity=False).hexdigest().encode()
         past_key = self._store.reading.past_key(one.entity, one.token)
-        given = [b"%d" % len(one.blob), digest, state, folded, b"%d" % self._store.ttl_s]
+        given = [b"%d" % len(one.blob), digest, state, folded]
+        given += [b"%d" % self._store.ttl_s, b"%d" % _PAST_BYTES]
         return tag_of(one.token), command(b"EVALSHA", SWAP.digest, b"2", one.key, past_key, *given)
 
-    def _compact_past(self, wanted: Sequence[Wanted], forget_ms: int) -> None:
+    def _compact_past(
+        self, wanted: Sequence[Wanted], forget_ms: int, *, only_due: bool = True
+    ) -> None:
         """Sort and forget what was folded, where it has doubled; a state by itself."""
         swaps = []
         for (entity, token), past in zip(wanted, self._pasts(wanted), strict=True):
             layout = self._store.maker.layouts[entity]
             try:
-                if not past or not is_due(decode(past, layout), self._compact_records):
+                if not past:
+                    continue
+                if only_due and not is_due(decode(past, layout), self._compact_records):
                     continue
                 made = compacted(past, layout, nonce=self._nonce(), forget_below_ms=forget_ms)
             except DamagedState:

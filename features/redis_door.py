@@ -1,8 +1,15 @@
 """The door to Redis: which nodes there are, and connections to them.
 
-Nodes are found at the start and again when they move: one of a single server, the primaries of a
-cluster. A connection is made by the library, which knows TLS, users and passwords; from then on it
-is a socket for prepared bytes (features/redis_lines.py), borrowed by one thread at a time.
+Nodes are found at the start, again when they move or one cannot be reached, and now and then: one
+of a single server, the primaries of a cluster. A connection is made by the library, which knows
+TLS, users and passwords; from then on it is a socket for prepared bytes (features/redis_lines.py),
+borrowed by one thread at a time.
+
+A node's tag names the very set of slots that the node has, so what is kept under it, its markers
+and its epoch, vouches for these slots and no others. A node that gets or gives slots has another
+tag from then on, and under it no epoch: whether states came with a slot, and all of them, cannot be
+seen (the slots of a lost node are given to others empty), so it is rebuilt like one that is new.
+Rejected: a tag that stays while its slot does; a slot that came empty then held only new entities.
 Rule: errors of the library end here: `Unavailable` where trying again makes sense, SettingsError
 where somebody has to change something. A server that evicts keys is refused, for an evicted state
 would look like a new entity.
@@ -10,12 +17,13 @@ would look like a new entity.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -53,16 +61,21 @@ __all__ = [
     "errors_in",
 ]
 
-# Numbers that are tried as tags: a node that owns one slot alone is found by about 2^18.
+# Where tags begin, by the digest of a node's slots: one pair of sets in 10^9 begins alike. From
+# there on so many numbers are tried: for one slot alone 2^14 on average.
+_TAGS: Final = 1 << 30
 _TAGS_TRIED: Final = 1 << 20
+# How long nodes are believed to be where they were, if nothing tells otherwise: whoever asks for
+# nothing that has moved is never told so.
+_LOOK_AGAIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Topology:
     """The nodes at one moment, in the order of their lowest slot.
 
-    addresses: of the primaries. node_of_slot: uint16[16384]. tags: of each node the smallest
-    decimal number whose slot it owns, as text; "0" of a single server.
+    addresses: of the primaries. node_of_slot: uint16[16384]. tags: of each node a decimal number
+    whose slot it owns, as text, that follows from the set of all its slots; "0" of a single server.
     """
 
     addresses: tuple[Address, ...]
@@ -91,8 +104,11 @@ class Nodes:
         self._is_closed = False
         self._client: redis.Redis | RedisCluster | None = None
         self._lock = threading.Lock()
+        # Held by the one who looks for the nodes; nobody waits for it.
+        self._looking = threading.Lock()
         self._checked: set[Address] = set()
         self.topology = self._found_from(self._options.address)
+        self._looked_s = clock.monotonic_s()
         myself = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forked(myself()))
 
@@ -117,7 +133,7 @@ class Nodes:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """A hash tag of each node: the smallest decimal number whose slot it owns."""
+        """A hash tag of each node, which it has while it has the same slots."""
         return self.topology.tags
 
     @property
@@ -161,6 +177,8 @@ class Nodes:
 
         Raises Unavailable if none of redis.max_connections is given back within redis.timeout_ms.
         """
+        if self._clock.monotonic_s() - self._looked_s >= _LOOK_AGAIN_S:
+            self._look_again()
         lines = self.borrow()
         try:
             yield lines
@@ -215,18 +233,37 @@ class Nodes:
 
         Lines that are borrowed keep the nodes that they know. Raises what `open` raises.
         """
+        return self._refresh_from([*self.topology.addresses, self._options.address])
+
+    def _refresh_from(self, addresses: Sequence[Address]) -> bool:
+        """Find the nodes again, by the first of these that answers."""
         problem = Unavailable("no node of Redis is known")
-        for address in dict.fromkeys((*self.topology.addresses, self._options.address)):
+        for address in dict.fromkeys(addresses):
             try:
                 found = self._found_from(address)
             except Unavailable as lost:
                 problem = lost
                 continue
+            self._looked_s = self._clock.monotonic_s()
             if found.is_like(self.topology):
                 return False
             self.topology = found
             return True
         raise problem
+
+    def _look_again(self, lost: Address | None = None) -> None:
+        """Find the nodes of a cluster again, if nobody is about it; not by `lost`.
+
+        Where none answers they stay as they were.
+        """
+        if not self.settings.cluster or not self._looking.acquire(blocking=False):
+            return
+        try:
+            known = [*self.topology.addresses, self._options.address]
+            with suppress(Unavailable):
+                self._refresh_from([one for one in known if one != lost])
+        finally:
+            self._looking.release()
 
     def close(self) -> None:
         """Close the connections; those that are borrowed when they are given back."""
@@ -239,7 +276,12 @@ class Nodes:
             client.close()
 
     def _connected(self, address: Address, limit_s: float) -> socket.socket:
-        return self._options.connected(address, limit_s, self._clock)
+        try:
+            return self._options.connected(address, limit_s, self._clock)
+        except Unavailable:
+            # Another may have taken its place, and nobody answers MOVED for a node that is gone.
+            self._look_again(address)
+            raise
 
     def _found_from(self, address: Address) -> Topology:
         """The nodes that the one at `address` knows of, each checked when it is first met."""
@@ -254,7 +296,8 @@ class Nodes:
         return found
 
     def _asked(self, address: Address, commands: list[tuple[bytes, ...]]) -> list[Reply]:
-        lines = Lines([address], self._connected, self._clock, self.limit_s)
+        connect = partial(self._options.connected, clock=self._clock)
+        lines = Lines([address], connect, self._clock, self.limit_s)
         request = b"".join(command(*parts) for parts in commands)
         try:
             return lines.exchange([request], [len(commands)])[0]
@@ -304,6 +347,7 @@ def _forked(nodes: Nodes | None) -> None:
     old = nodes._pool
     nodes._pool = _Pool(nodes.settings.max_connections)
     nodes._lock = threading.Lock()
+    nodes._looking = threading.Lock()
     nodes._client = None
     for lines in [*(lines for _, lines in old.free), *old.borrowed]:
         lines.close()
@@ -441,9 +485,16 @@ def _cluster_slots(reply: Reply, asked: Address) -> Topology:
 
 
 def _node_tags(owners: NDArray[np.uint16], n: int) -> tuple[str, ...]:
-    found: dict[int, str] = {}
-    for number in range(_TAGS_TRIED):
-        found.setdefault(int(owners[slot_of(b"%d" % number)]), str(number))
-        if len(found) == n:
-            break
-    return tuple(found[node] for node in range(n))
+    return tuple(_tag_of_set(owners == node) for node in range(n))
+
+
+def _tag_of_set(owned: NDArray[np.bool_]) -> str:
+    """The tag of a node with these slots, bool[16384]: the first number that lies in one of them.
+
+    Counted from the digest of the set on.
+    """
+    packed = np.packbits(owned).tobytes()
+    digest = hashlib.blake2b(packed, digest_size=8, person=b"slots-of-a-node").digest()
+    first = int.from_bytes(digest, "little") % _TAGS
+    numbers = range(first, first + _TAGS_TRIED)
+    return next(str(number) for number in numbers if owned[slot_of(b"%d" % number)])

@@ -11,18 +11,20 @@ from typing import Final
 
 import msgspec
 
-from freshscore.config.errors import DamagedState
+from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features.codec import decode
 from freshscore.features.decoded_state import DecodedState
 from freshscore.features.record_making import RecordMaker
 from freshscore.features.redis_commands import replies_to
-from freshscore.features.redis_door import Nodes, command
+from freshscore.features.redis_door import Nodes, Topology, command
 from freshscore.features.redis_keys import RedisKeys, tag_of
 from freshscore.features.redis_progress import Progress, progress_of
 
 # Why a state cannot be used.
 STATE_LOST: Final = "state lost"
 STATE_DAMAGED: Final = "state damaged"
+# How often states are read for one request while slots move.
+_MOST_MOVES: Final = 3
 
 # The number of an entity in its specification, and a token.
 Wanted = tuple[int, bytes]
@@ -89,8 +91,22 @@ class StateReading:
         return tuple(_progress(reply) for reply in replies_to(self._nodes, asked))
 
     def _found(self, wanted: Sequence[Wanted]) -> tuple[list[_Found], list[Progress | None]]:
-        """A state, a problem, or None for a new entity, for each; and how far the nodes are."""
-        topology = self._nodes.topology
+        """A state, a problem, or None for a new entity, for each; and how far the nodes are.
+
+        Where slots moved meanwhile all is read again: a node's progress says nothing of a state
+        that another node gave.
+        """
+        for _ in range(_MOST_MOVES):
+            topology = self._nodes.topology
+            found = self._found_on(topology, wanted)
+            if self._nodes.topology is topology:
+                return found
+        raise Unavailable("the nodes of Redis keep moving")
+
+    def _found_on(
+        self, topology: Topology, wanted: Sequence[Wanted]
+    ) -> tuple[list[_Found], list[Progress | None]]:
+        """What `_found` says, where the nodes are those of `topology` from begin to end."""
         owners = [topology.node_of(tag_of(token)) for _, token in wanted]
         concerned = sorted(set(owners))
         tags = [topology.tags[node] for node in concerned]

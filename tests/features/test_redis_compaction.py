@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 
 from freshscore.config.errors import DamagedState, WrongSecret
-from freshscore.features import redis_compaction
+from freshscore.features import redis_compaction, tables
 from freshscore.features.codec import decode
 from freshscore.features.program import compiled
 from freshscore.features.redis_commands import Tagged, replies_to
 from freshscore.features.redis_compaction import (
     ABSENT,
     DAMAGED,
+    FULL,
     NOT_DUE,
     OVERTAKEN,
     SWAPPED,
@@ -28,6 +29,7 @@ from freshscore.features.redis_progress import topic_digest
 from freshscore.features.redis_reading import STATE_DAMAGED, STATE_LOST
 from freshscore.features.redis_scripts import PROGRESS
 from freshscore.features.redis_store import RedisStore
+from freshscore.features.request_store import RequestStore
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from tests.features.stored_states import (
@@ -279,6 +281,69 @@ def test_what_was_folded_stays_bounded_and_lives_as_long(
     assert state.records.n == 4 * least
     assert len(past) < 2 * 4 * least * ground.layouts[MERCHANT].width
     assert 0 < ttl_s <= place.open().ttl_s
+
+
+def test_a_grid_with_more_events_within_the_horizon_than_its_limit_says_so(
+    place: RedisPlace, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole while it only grows, bounded after compaction: answers then say what is gone."""
+    monkeypatch.setattr(redis_compaction, "_GRID_RECORDS", 64)
+    store, memory = place.open(), ground.store()
+    events = some(200)
+    observe(place, *events)
+    for one in events:
+        ground.apply(memory, one)
+    asked = ground.row(Payment(999, NOON_MS + 2_000))
+    assert _taken(place, ground, asked, MERCHANT) == (200, 0)
+    assert Compactor(store).compact(wanted(place, events[0], MERCHANT)) == {SWAPPED: 1}
+    line_ms = events[-61].time_ms + 1
+    assert _taken(place, ground, asked, MERCHANT) == (60, line_ms)
+    assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+
+
+def test_no_more_is_folded_than_can_be_kept(
+    place: RedisPlace, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then records forget, and say so: no event is folded whose later facts could not count."""
+    width = ground.layouts[MERCHANT].width
+    monkeypatch.setattr(redis_compaction, "_PAST_BYTES", 100 * width)
+    monkeypatch.setattr(redis_compaction, "_GRID_RECORDS", 64)
+    store, memory = place.open(), ground.store()
+    compactor = Compactor(store)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    events = [Payment(i, NOON_MS + 100_000 * (i // 90) + 10 * i, 100 + i) for i in range(180)]
+    for turn, expected in enumerate(({SWAPPED: 1}, {FULL: 1, SWAPPED: 1})):
+        mine = events[90 * turn : 90 * turn + 90]
+        observe(place, *mine)
+        for one in mine:
+            ground.apply(memory, one)
+        fold_ms = NOON_MS + 100_000 * (turn + 1)
+        assert compactor.compact(target, fold_below_ms=fold_ms, only_due=False) == expected
+    asked = ground.row(Payment(999, NOON_MS + 210_000))
+    assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+    n, lost_ms = _taken(place, ground, asked, MERCHANT)
+    assert n == 60
+    assert lost_ms == events[-61].time_ms + 1
+    # With room again the rest is folded, and nothing more is forgotten.
+    monkeypatch.setattr(redis_compaction, "_PAST_BYTES", 300 * width)
+    fold_ms = NOON_MS + 205_000
+    assert compactor.compact(target, fold_below_ms=fold_ms, only_due=False) == {SWAPPED: 1}
+    assert _taken(place, ground, asked, MERCHANT)[1] == lost_ms
+    assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+
+
+def _taken(place: RedisPlace, ground: Ground, row: bytes, entity: int) -> tuple[int, int]:
+    """How many records a score would read of an entity, and below which instant it misses some."""
+    store = place.open()
+    tokens = store.maker.tokens(row)
+    asked = []
+    for number, token in enumerate(tokens):
+        assert token is not None
+        asked.append((tag_of(token), command(b"GET", store.reading.state_key(number, token))))
+    request = RequestStore(ground.program, ground.keys, LIMITS)
+    request.take(row, replies_to(place.nodes, asked), NOON_MS)
+    of_state = request._rows[entity]
+    return int(of_state[tables.COUNT // 8]), int(of_state[tables.LOST // 8])
 
 
 def test_progress_never_goes_back_and_names_current_topics(

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -16,8 +16,12 @@ from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_door import Lines, Nodes, ReplyError, command, errors_in
 from freshscore.features.redis_keys import slot_of
 from freshscore.features.redis_scripts import SCRIPTS
+from freshscore.simulations.clock import VirtualClock
+from tests.features.moving_slots import assign_slot
+from tests.features.stored_states import NOON_MS
 from tests.features.stores import SERVERS, opened_nodes, redis_settings
-from tests.servers.fixtures import OwnRedis
+from tests.servers.fixtures import OwnCluster, OwnRedis
+from tests.servers.ports import LOOPBACK
 from tests.servers.redis_servers import RedisCluster, RedisServer
 
 
@@ -79,9 +83,8 @@ def test_megabytes_pass_both_ways(nodes: Nodes, namespace: str) -> None:
 
 def test_tags_are_of_the_nodes_that_they_name(nodes: Nodes) -> None:
     assert [nodes.node_of(tag.encode()) for tag in nodes.tags] == list(range(nodes.n))
-    for node, tag in enumerate(nodes.tags):
-        smaller = range(int(tag))
-        assert all(nodes.node_of(b"%d" % number) != node for number in smaller)
+    assert Nodes.open(nodes.settings).tags == nodes.tags
+    assert nodes.settings.cluster or nodes.tags == ("0",)
 
 
 def test_scripts_are_there_on_every_node_and_again_after_a_flush(nodes: Nodes) -> None:
@@ -168,21 +171,66 @@ def test_one_lost_node_does_not_hide_what_the_others_answer() -> None:
         nodes.close()
 
 
-def test_a_slot_that_moved_is_followed() -> None:
-    with RedisCluster() as cluster:
-        nodes = Nodes.open(redis_settings(cluster.url, cluster=True))
-        slot = slot_of(b"7")
-        source, target = nodes.node_of(b"7"), (nodes.node_of(b"7") + 1) % 3
-        with nodes.lines() as lines:
-            target_id = lines.ask(target, b"CLUSTER", b"MYID")
-            # An empty slot moves at once; the target first, as the specification has it.
-            for node in (target, source, 3 - source - target):
-                asked = (b"CLUSTER", b"SETSLOT", b"%d" % slot, b"NODE", target_id)
-                assert lines.ask(node, *asked) == b"OK"
-        assert replies_to(nodes, [(b"7", command(b"SET", b"{7}", b"x"))]) == [b"OK"]
-        assert nodes.node_of(b"7") == target
-        assert nodes.refresh() is False
-        nodes.close()
+@pytest.mark.servers
+def test_a_slot_that_moved_is_followed_and_both_nodes_have_other_tags(
+    own_cluster: OwnCluster,
+) -> None:
+    """So nothing that vouches for a node's slots vouches for a slot that came to it."""
+    cluster = own_cluster()
+    nodes = Nodes.open(redis_settings(cluster.url, cluster=True))
+    before = nodes.tags
+    source = nodes.node_of(b"7")
+    target = (source + 1) % 3
+    assign_slot(cluster, slot_of(b"7"), cluster.primaries[target])
+    assert replies_to(nodes, [(b"7", command(b"SET", b"{7}", b"x"))]) == [b"OK"]
+    assert nodes.node_of(b"7") == target
+    assert nodes.refresh() is False
+    kept = [node for node in range(3) if nodes.tags[node] == before[node]]
+    assert kept == [3 - source - target]
+    assert [nodes.node_of(tag.encode()) for tag in nodes.tags] == [0, 1, 2]
+    assign_slot(cluster, slot_of(b"7"), cluster.primaries[source])
+    assert nodes.refresh() is True
+    assert nodes.tags == before
+    nodes.close()
+
+
+@pytest.mark.servers
+def test_a_slot_that_nobody_asks_for_is_noticed_too(own_cluster: OwnCluster) -> None:
+    clock = VirtualClock(NOON_MS)
+    cluster = own_cluster()
+    nodes = Nodes.open(redis_settings(cluster.url, cluster=True), clock)
+    source = nodes.node_of(b"7")
+    target = (source + 1) % 3
+    assign_slot(cluster, slot_of(b"7"), cluster.primaries[target])
+    for after_ms, expected in ((4_999, source), (5_000, target)):
+        clock.move_to(NOON_MS + after_ms)
+        with nodes.lines():
+            assert nodes.node_of(b"7") == expected
+    nodes.close()
+
+
+@pytest.mark.servers
+def test_a_node_that_cannot_be_reached_is_looked_for(own_cluster: OwnCluster) -> None:
+    """A primary that is gone answers nothing, not even where its slots are now."""
+    cluster = own_cluster(replicas=1)
+    nodes = Nodes.open(redis_settings(cluster.url, cluster=True, timeout_ms=200))
+    node = 1
+    gone, replica = cluster.nodes[node], cluster.nodes[3 + node]
+    with nodes.lines() as lines:
+        assert lines.ask(node, b"PING") == b"PONG"
+    gone.kill()
+    replica.wait_until(replica.is_primary, 30.0)
+    address = (LOOPBACK, replica.port)
+
+    def is_found() -> bool:
+        with nodes.lines() as lines, suppress(Unavailable):
+            lines.ask(node, b"PING")
+        return nodes.topology.addresses[node] == address
+
+    replica.wait_until(is_found, 10.0)
+    with nodes.lines() as lines:
+        assert lines.ask(node, b"PING") == b"PONG"
+    nodes.close()
 
 
 @pytest.mark.servers
