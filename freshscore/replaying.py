@@ -8,11 +8,10 @@ else two of them took ten times as long as one (7 s and 112 s for the demo's mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from freshscore.simulations.outcome import Outcome, outcome_of
 from freshscore.simulations.outcome_tables import composition_line, tables_of
 from freshscore.simulations.records import Records
 from freshscore.simulations.replay import replay
+from freshscore.simulations.shared_outcome import SharedOutcome
 from freshscore.simulations.streams import Stream
 
 OracleChoice = Literal["sample", "all", "none"]
@@ -152,7 +152,21 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"{outcome.touches_per_s:,.0f} touches a second, fresh scores included")
 
 
-def report_writer() -> Callable[[Outcome, int, str, str], str] | None:
+class ReportWriter(Protocol):
+    """Makes the report's page of a replay (simulations/report.py)."""
+
+    def __call__(
+        self,
+        outcome: Outcome,
+        seed: int,
+        title: str,
+        model_said: str,
+        shared: SharedOutcome | None = None,
+    ) -> str:
+        """The page."""
+
+
+def report_writer() -> ReportWriter | None:
     """What makes the report's page; None where its pictures cannot be drawn."""
     try:
         from freshscore.simulations.report import report_of

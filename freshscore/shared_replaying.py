@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from freshscore.config.clock import Clock
@@ -28,73 +26,29 @@ from freshscore.config.secret import Secret, random_seed, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program, compiled
-from freshscore.features.redis_commands import remove_namespace
-from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_commands import remove_namespace, replies_to
+from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_progress import progress_of
 from freshscore.features.state_layout import state_fingerprints
-from freshscore.invalidation.kafka_door import LogAdmin, LogWriter
+from freshscore.invalidation.kafka_admin import LogAdmin
+from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.messages import encode_label, encode_transaction
 from freshscore.invalidation.topics import make_topics, topic_names
 from freshscore.output import progress
 from freshscore.scoring.serving import ServableModel
 from freshscore.scoring.shared_scorer import SharedScorer
 from freshscore.simulations.records import Records
-from freshscore.simulations.shared_replay import (
-    SharedAnswers,
-    SharedEquality,
-    StreamClock,
-    compared_answers,
-    replay_shared,
-)
+from freshscore.simulations.shared_outcome import SharedOutcome
+from freshscore.simulations.shared_replay import StreamClock, compared_answers, replay_shared
 from freshscore.simulations.streams import Stream
 
-_PERCENTILES: Final = (50, 90, 99, 100)
 # How long the consumer may take to apply what it is given, beside a rate that any machine has.
 _PATIENCE_S: Final = 60.0
 _SLOWEST_PER_S: Final = 2_000
 _WAIT_S: Final = 0.1
 _FLUSH_S: Final = 60.0
 _STOP_S: Final = 30.0
-
-
-@dataclass(frozen=True)
-class SharedOutcome:
-    """What the shared run gave: answers, their comparison, and how long history took to apply."""
-
-    answers: SharedAnswers
-    equality: SharedEquality
-    history_messages: int
-    history_s: float
-
-    @property
-    def verdict(self) -> str:
-        """Whether the shared answers are the embedded ones, as a sentence."""
-        equality = self.equality
-        verdict = "holds" if equality.holds else "FAILED"
-        return (
-            f"shared equality check {verdict}: of {equality.compared:,} answers"
-            f" {equality.same_states:,} stood on the same versions of all states, and"
-            f" {equality.equal:,} of these are equal to the bit"
-        )
-
-    def rows(self) -> list[tuple[str, object]]:
-        """Name and value of each figure."""
-        answers, equality = self.answers, self.equality
-        return [
-            ("answers beside the embedded ones", equality.compared),
-            ("on the same versions of all states", equality.same_states),
-            ("of these, equal to the bit", equality.equal),
-            ("on other versions, and equal", equality.equal_elsewhere),
-            ("degraded", int(np.count_nonzero(answers.degraded))),
-            ("refused: too old", answers.refused),
-            ("answers that count events which Redis did not hold yet", _any(answers.pending)),
-            *_percentiles("latency, us", answers.latency_us),
-            *_percentiles("messages behind", answers.behind),
-            ("answers a second", round(len(answers.touch) / answers.elapsed_s)),
-            ("messages of history", self.history_messages),
-            ("messages of history a second", round(self.history_messages / self.history_s)),
-        ]
 
 
 def run_shared(
@@ -208,20 +162,17 @@ class _Applied:
     """How many messages of the log all nodes of Redis hold."""
 
     def __init__(self, nodes: Nodes, settings: Settings, program: Program) -> None:
-        keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         self._nodes = nodes
-        self._keys = [keys.progress(tag) for tag in nodes.tags]
+        self._keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
 
     def messages(self) -> int:
         """The least of all nodes; 0 while one has no epoch."""
-        held = []
-        with self._nodes.lines() as lines:
-            for node, key in enumerate(self._keys):
-                summary = lines.ask(node, b"GET", key)
-                if not isinstance(summary, bytes):
-                    return 0
-                held.append(sum(one.offset for one in progress_of(summary).markers))
-        return min(held)
+        tags = self._nodes.tags
+        asked = [(tag.encode(), command(b"GET", self._keys.progress(tag))) for tag in tags]
+        summaries = replies_to(self._nodes, asked)
+        if None in summaries:
+            return 0
+        return min(sum(one.offset for one in progress_of(said).markers) for said in summaries)
 
 
 def run_secret(settings: Settings) -> Secret:
@@ -299,13 +250,3 @@ def _wait_until_applied(applied: _Applied, log: _Log, clock: Clock) -> None:
                 " history, and takes too long"
             )
         waiting.wait(_WAIT_S)
-
-
-def _any(values: NDArray[np.int64]) -> int:
-    return int(np.count_nonzero(values))
-
-
-def _percentiles(what: str, values: Sequence[float] | NDArray[Any]) -> list[tuple[str, object]]:
-    found = np.percentile(np.asarray(values, np.float64), _PERCENTILES).tolist()
-    names = ("p50", "p90", "p99", "most")
-    return [(f"{what}, {name}", value) for name, value in zip(names, found, strict=True)]

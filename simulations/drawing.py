@@ -86,6 +86,19 @@ def spans_picture(
         return _svg(figure, "spans")
 
 
+def lag_picture(at_ms: NDArray[np.int64], behind: NDArray[np.int64]) -> str:
+    """How many messages the states were behind the log, over the stream's time."""
+    with _styled():
+        figure, axes = _figure(2.3)
+        axes.fill_between(at_ms, behind, color=COLOURS["memo"], alpha=0.15)
+        axes.plot(at_ms, behind, color=COLOURS["memo"], lw=1.4, marker="o", ms=2.5)
+        axes.set_ylim(0, 1.05 * max(1, int(behind.max())))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_ylabel("messages behind")
+        _label_times(axes, int(at_ms[0]), int(at_ms[-1]))
+        return _svg(figure, "lag")
+
+
 def ages_picture(ages_s: NDArray[np.float64]) -> str:
     """How old cached scores were when used: the share of uses up to each age, on a log axis."""
     with _styled():
@@ -107,12 +120,15 @@ def ages_picture(ages_s: NDArray[np.float64]) -> str:
         return _svg(figure, "ages")
 
 
-def latencies_picture(latencies_us: Mapping[str, Sequence[float]]) -> str:
-    """The 50th, 90th and 99th percentile of latency of each source, on a log axis."""
+def latencies_picture(latencies_us: Mapping[str, Sequence[float]], name: str = "latencies") -> str:
+    """The 50th, 90th and 99th percentile of latency of each source, on a log axis.
+
+    name: of the picture, where a page has several.
+    """
     with _styled():
         figure, axes = _figure(0.7 + 0.42 * len(latencies_us))
-        for row, (name, values) in enumerate(latencies_us.items()):
-            colour = "#667085" if name == "computed" else COLOURS[name]
+        for row, (source, values) in enumerate(latencies_us.items()):
+            colour = "#667085" if source == "computed" else COLOURS[source]
             axes.plot([values[0], values[-1]], [row, row], color=colour, lw=2, alpha=0.45)
             for value, marker in zip(values, "o|D", strict=True):
                 axes.plot(value, row, marker, color=colour, ms=7 if marker == "o" else 6, mew=2)
@@ -122,7 +138,7 @@ def latencies_picture(latencies_us: Mapping[str, Sequence[float]]) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _microseconds(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("per answer: median (dot), 90 % (bar), 99 % (diamond)")
-        return _svg(figure, "latencies")
+        return _svg(figure, name)
 
 
 def bars_picture(bars: Sequence[Bar], unit: str) -> str:

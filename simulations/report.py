@@ -16,6 +16,7 @@ from freshscore.simulations.drawing import (
     Bar,
     ages_picture,
     bars_picture,
+    lag_picture,
     latencies_picture,
     spans_picture,
 )
@@ -27,6 +28,7 @@ from freshscore.simulations.outcome_tables import (
     period,
     tables_of,
 )
+from freshscore.simulations.shared_outcome import SharedOutcome
 
 # Spans with less than this share of the usual number of answers are not drawn.
 _FEW: Final = 0.05
@@ -60,8 +62,17 @@ svg text{font-family:inherit}
 """
 
 
-def report_of(outcome: Outcome, seed: int, title: str, model_said: str) -> str:
-    """The page. model_said: a sentence about where the model came from."""
+def report_of(
+    outcome: Outcome,
+    seed: int,
+    title: str,
+    model_said: str,
+    shared: SharedOutcome | None = None,
+) -> str:
+    """The page. model_said: a sentence about where the model came from.
+
+    shared: the same stream through Kafka and Redis, where it was played there too.
+    """
     first = composition_line(outcome.composition, outcome.shape, seed)
     about = (
         f"{outcome.answers:,} answers, {period(outcome)}, after {outcome.history:,} payments of"
@@ -73,7 +84,9 @@ def report_of(outcome: Outcome, seed: int, title: str, model_said: str) -> str:
         f"<p class=about>{_text(about)}</p>",
         _tiles(outcome),
         _equality(outcome),
+        *([] if shared is None else [_shared_equality(shared)]),
         _pictures(outcome),
+        *([] if shared is None else [_shared_pictures(shared)]),
         *(_section(table.title, _table(table), table.note) for table in tables_of(outcome)),
         _section("What reached the aggregates", _feed(outcome), ""),
     ]
@@ -114,6 +127,40 @@ def _equality(outcome: Outcome) -> str:
         f"<section class={'holds' if holds else 'broken'}><h2>{_text(verdict)}</h2>"
         f"<p class=note>{_text(outcome.equality.statement)}</p></section>"
     )
+
+
+def _shared_equality(shared: SharedOutcome) -> str:
+    holds = shared.equality.holds
+    verdict = (
+        "Through Kafka and Redis every answer is the embedded one"
+        if holds
+        else "Answers through Kafka and Redis differ from the embedded ones"
+    )
+    note = (
+        f"{shared.statement[0].upper()}{shared.statement[1:]}."
+        f" {shared.answers_per_s:,} answers a second;"
+        f" {shared.history_per_s:,} messages of history a second."
+    )
+    return (
+        f"<section class={'holds' if holds else 'broken'}><h2>{_text(verdict)}</h2>"
+        f"<p class=note>{_text(note)}</p></section>"
+    )
+
+
+def _shared_pictures(shared: SharedOutcome) -> str:
+    answers = shared.answers
+    parts = []
+    if len(answers.behind):
+        note = "What the log held and not every node of Redis yet; times are of the stream, UTC."
+        picture = lag_picture(answers.behind_at_ms, answers.behind)
+        parts.append(_section("Lag behind the log", picture, note))
+    latencies = shared.latencies_us()
+    if latencies:
+        note = "Of whole calls, their exchange with Redis included."
+        picture = latencies_picture(latencies, "shared-latencies")
+        parts.append(_section("Latency by source through Kafka and Redis", picture, note))
+    parts += [_section(one.title, _table(one), one.note) for one in shared.tables()]
+    return "\n".join(parts)
 
 
 def _pictures(outcome: Outcome) -> str:

@@ -53,18 +53,21 @@ class SharedAnswers:
     """What the shared scorer answered, (s,) each.
 
     touch: index into the stream. score: float64, by its bits. states: hash of the states' versions.
-    pending: events that Redis did not hold yet. degraded: whether the answer said so.
-    latency_us: of the whole call, the exchange included. behind: messages that the log held and
-    Redis did not, at some moments of the run. elapsed_s: of the stream, real time.
+    source: index into SOURCES. pending: events that Redis did not hold yet. degraded: whether the
+    answer said so. latency_us: of the whole call, the exchange included. behind: (m,) messages that
+    the log held and Redis did not, at moments of the run, behind_at_ms of the stream's time.
+    elapsed_s: of the stream, real time.
     """
 
     touch: Int64s
     score: NDArray[np.float64]
     states: NDArray[np.uint64]
+    source: Int64s
     pending: Int64s
     degraded: NDArray[np.bool_]
     latency_us: NDArray[np.float64]
     behind: Int64s
+    behind_at_ms: Int64s
     refused: int
     elapsed_s: float
 
@@ -106,6 +109,7 @@ def replay_shared(
     pending: list[int] = []
     latencies_s: list[float] = []
     lags: list[int] = []
+    lags_at_ms: list[int] = []
     refused = 0
     started_s = clock.monotonic_s()
     n_entities = len(stream.table.specification.entities)
@@ -127,6 +131,7 @@ def replay_shared(
             raws.append(result.raw)
             pending.append(result.pending)
         lags.append(behind())
+        lags_at_ms.append(stream_clock.at_ms)
         advance(last - first)
     elapsed_s = clock.monotonic_s() - started_s
     words = np.frombuffer(b"".join(raws), np.uint8).reshape(len(raws), -1)
@@ -138,10 +143,12 @@ def replay_shared(
         touch=np.array(touches, np.int64),
         score=column(c.OUT_SCORE, np.float64).astype(np.float64),
         states=states_keys(words, n_entities),
+        source=column(c.OUT_SOURCE, np.int64).astype(np.int64),
         pending=np.array(pending, np.int64),
         degraded=column(c.OUT_DEGRADED, np.int64).astype(np.bool_),
         latency_us=np.array(latencies_s) * 1e6,
         behind=np.array(lags, np.int64),
+        behind_at_ms=np.array(lags_at_ms, np.int64),
         refused=refused,
         elapsed_s=elapsed_s,
     )

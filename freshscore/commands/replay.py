@@ -140,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         "rejected": rejected_figures(table),
     }
     holds = outcome.equality.holds
+    beside = None
     if shared:
         from freshscore.shared_replaying import run_shared
 
@@ -154,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         path = arguments.report or _REPORT
         title = f"Replay of {arguments.data.name}"
-        page = report_of(outcome, arguments.seed, title, chosen.said)
+        page = report_of(outcome, arguments.seed, title, chosen.said, beside)
         with writing(path):
             replaying.write_report(path, page)
         print(f"report: {path}")

@@ -18,6 +18,8 @@ from freshscore.simulations.outcome import Outcome, outcome_of
 from freshscore.simulations.outcome_tables import composition_line, figures_of, tables_of
 from freshscore.simulations.replay import replay
 from freshscore.simulations.report import report_of
+from freshscore.simulations.shared_outcome import SharedOutcome
+from freshscore.simulations.shared_replay import SharedAnswers, SharedEquality
 from tests.simulations import replayed
 
 VOID = {"meta", "br", "hr", "img", "link"}
@@ -130,6 +132,65 @@ def test_the_figures_are_json_and_say_whether_the_law_held() -> None:
     assert figures["equality"]["holds"] is True
     assert figures["answers"] == sum(one["answers"] for one in figures["sources"])
     assert figures["inference_saved"] == outcome().saved
+
+
+def shared_run(n: int = 400, *, wrong: int = 0) -> SharedOutcome:
+    """A shared run of some answers, of which `wrong` on the same states are not equal."""
+    start_ms = 1_525_000_000_000
+    answers = SharedAnswers(
+        touch=np.arange(n),
+        score=np.full(n, 0.5),
+        states=np.arange(n, dtype=np.uint64),
+        source=np.arange(n) % 3,
+        pending=np.arange(n) % 2,
+        degraded=np.zeros(n, np.bool_),
+        latency_us=np.linspace(40.0, 900.0, n),
+        behind=np.array([0, 1_234, 77]),
+        behind_at_ms=start_ms + 3_600_000 * np.arange(3),
+        refused=2,
+        elapsed_s=0.5,
+    )
+    return SharedOutcome(answers, SharedEquality(n, n, n - wrong, 0), 9_000, 1.5)
+
+
+def test_a_shared_run_is_told_with_its_lag_latency_and_throughput() -> None:
+    shared = shared_run()
+    told = report_of(outcome(), 7, "Replay", "Model x.", shared)
+    assert told.count("<svg") == 6
+    assert "Through Kafka and Redis every answer is the embedded one" in told
+    assert shared.statement[1:] in told
+    assert "800 answers a second; 6,000 messages of history a second." in told
+    for table in shared.tables():
+        assert table.title in told
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    lag = re.search(r"<tr><td>messages behind</td>(.*?)</tr>", told)
+    assert lag is not None
+    assert re.findall(r">([\d.,]+)<", lag[1]) == ["77", "1,002.6", "1,210.9", "1,234"]
+    assert "of one from memo, us" in told
+    assert "of one from computed, us" not in told
+    # What the console shows is there too, under the same names.
+    for name, value in shared.rows():
+        if "," not in name:
+            assert f"<td>{name}</td><td class=n>{value:,}</td>" in told
+    parser = Nesting()
+    parser.feed(told)
+    parser.close()
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert {f"#{name}" for name in parser.ids} >= set(parser.references)
+
+
+def test_a_shared_run_that_differs_is_said_where_nobody_can_miss_it() -> None:
+    told = report_of(outcome(), 7, "Replay", "Model x.", shared_run(wrong=1))
+    assert "Answers through Kafka and Redis differ from the embedded ones" in told
+    assert "class=broken" in told
+    assert shared_run(wrong=1).verdict.startswith("shared equality check FAILED")
+
+
+def test_a_shared_run_without_answers_has_a_report_too() -> None:
+    told = report_of(outcome(), 7, "Replay", "Model x.", shared_run(0))
+    assert "Lag behind the log" in told
+    assert "Latency by source through" not in told
 
 
 def test_the_same_figures_give_the_same_page() -> None:
