@@ -5,11 +5,11 @@
     NS:{TAG}:s:V         its recent scores under one model version
     NS:{N}:markers:LD    how far a node has got, NS:{N}:progress:LD its summary
     NS:{control}:NAME    what all processes share: the invalidation stream, leases, ...
-    NS:{iBUCKET}:W:G     label index: where a payment's entities and time are found by its identity
+    NS:{iBUCKET}:IX:G    label index: where a payment's entities and time are found by its identity
 
-TAG, FP, V and LD are base64url without padding of 16, 8, 8 and 8 bytes; N, W and G are decimal
-numbers. LD names the layouts of all entities together: states of other layouts have keys, and so
-an epoch, of their own. W is the width of the index's records.
+TAG, FP, V, LD and IX are base64url without padding, TAG of 16 bytes and the others of 8; N and G
+are decimal numbers. LD names the layouts of all entities together: states of other layouts have
+keys, and so an epoch, of their own. IX names the entities whose tokens the index's records hold.
 Rule: keys are injective in what they name (a namespace has neither colon nor brace, each part has
 its own length or alphabet), and no tag can hold a brace. No identifier is in a key, only tokens.
 Source: hash tags and slots of the Redis Cluster specification.
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import hashlib
 from binascii import b2a_base64, crc_hqx
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+import msgspec
 
 SLOTS: Final = 16_384
 # Buckets of the label index: a string of a hundred records each at 10^6 payments and 4 generations.
@@ -41,6 +43,15 @@ def tag_of(token: bytes) -> bytes:
 def fingerprint_name(fingerprint: int) -> bytes:
     """How keys name the fingerprint of a state's layout: 11 characters."""
     return _base64url(fingerprint.to_bytes(8, "little"))
+
+
+def index_name(entities: Iterable[Sequence[str]]) -> bytes:
+    """How keys name the label index of a specification: 11 characters.
+
+    entities: in order, the name of each, and behind it those of the parts that it is made of.
+    """
+    encoded = msgspec.json.encode([[*one] for one in entities])
+    return _base64url(hashlib.blake2b(encoded, digest_size=8, person=b"label-index").digest())
 
 
 def slot_of(tag: bytes) -> int:
@@ -94,9 +105,9 @@ class RedisKeys:
         """Of one of the things that all processes share; they are on one node."""
         return b"%b%b}:%b" % (self.prefix, CONTROL.encode(), name.encode())
 
-    def labels(self, bucket: int, width: int, generation: int) -> bytes:
-        """Of one generation of a bucket of the label index, with records of `width` bytes."""
-        return b"%bi%d}:%d:%d" % (self.prefix, bucket, width, generation)
+    def labels(self, bucket: int, index_name: bytes, generation: int) -> bytes:
+        """Of one generation of a bucket of the label index that has this name."""
+        return b"%bi%d}:%b:%d" % (self.prefix, bucket, index_name, generation)
 
 
 def _digest_of(fingerprints: Sequence[int]) -> bytes:

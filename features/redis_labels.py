@@ -7,8 +7,8 @@ A string holds one generation of a bucket, records one behind the other, appende
     16 bytes   the token of each entity of the specification, in order; zeros where it is absent
 
 A generation is a quarter of the index's lifetime, by arrival, and lives for five quarters, so a
-lookup reads five strings of one slot. The width of records is in the key, so that an index of other
-records is not found instead of misread.
+lookup reads five strings of one slot. The entities are named in the key, so that the index of
+another specification is not found instead of misread, be its records as wide as these.
 Rule: a record is found or it is not: what does not fit the width is damage, never read.
 """
 
@@ -20,8 +20,9 @@ from typing import Final
 import msgspec
 
 from freshscore.config.errors import DamagedState
+from freshscore.features.program import Program
 from freshscore.features.record_making import identity_of, time_of
-from freshscore.features.redis_keys import RedisKeys, bucket_of
+from freshscore.features.redis_keys import RedisKeys, bucket_of, index_name
 from freshscore.features.row import TOKENS
 
 GENERATIONS: Final = 4
@@ -38,15 +39,13 @@ class Indexed(msgspec.Struct, frozen=True):
 
 
 class LabelIndex:
-    """The keys and records of the index of one specification with `n_entities`.
+    """The keys and records of the index of one program. lifetime_days: 0 for no index."""
 
-    lifetime_days: 0 for no index.
-    """
-
-    def __init__(self, keys: RedisKeys, n_entities: int, lifetime_days: int) -> None:
+    def __init__(self, keys: RedisKeys, program: Program, lifetime_days: int) -> None:
         self._keys = keys
-        self._n_entities = n_entities
-        self._width = _FIRST.size + 16 * n_entities
+        self._name = name_of_index(program)
+        self._n_entities = len(program.entities)
+        self._width = _FIRST.size + 16 * self._n_entities
         self._generation_ms = lifetime_days * _DAY_MS // GENERATIONS
         self.ttl_s = lifetime_days * _DAY_MS * (GENERATIONS + 1) // (GENERATIONS * 1_000)
 
@@ -58,14 +57,12 @@ class LabelIndex:
     def key(self, row: bytes, arrival_ms: int) -> bytes:
         """Where the payment in `row`, which arrived at `arrival_ms`, is entered."""
         generation = arrival_ms // self._generation_ms
-        return self._keys.labels(bucket_of(identity_of(row)), self._width, generation)
+        return self._keys.labels(bucket_of(identity_of(row)), self._name, generation)
 
     def keys_of(self, row: bytes, now_ms: int) -> list[bytes]:
         """Where it may have been entered within the lifetime, oldest first; of one slot."""
         bucket, last = bucket_of(identity_of(row)), now_ms // self._generation_ms
-        return [
-            self._keys.labels(bucket, self._width, last - n) for n in range(GENERATIONS, -1, -1)
-        ]
+        return [self._keys.labels(bucket, self._name, last - n) for n in range(GENERATIONS, -1, -1)]
 
     def record(self, row: bytes) -> bytes:
         """What is entered."""
@@ -91,6 +88,11 @@ class LabelIndex:
         places = range(_FIRST.size, self._width, 16)
         tokens = (record[at : at + 16] for at in places)
         return Indexed(time_ms, tuple(None if t == _ABSENT else t for t in tokens))
+
+
+def name_of_index(program: Program) -> bytes:
+    """How keys name the index of a program: by the entities whose tokens are in its records."""
+    return index_name((layout.name, *layout.parts) for layout in program.entities)
 
 
 def _position(string: bytes, wanted: bytes, width: int) -> int:

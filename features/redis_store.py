@@ -63,7 +63,7 @@ class RedisStore:
         self.maker = RecordMaker(program, keys)
         self.names = RedisKeys(namespace or nodes.settings.namespace, state_fingerprints(program))
         self.reading = StateReading(self.maker, self.names, nodes)
-        self.index = LabelIndex(self.names, len(program.entities), nodes.settings.label_index_days)
+        self.index = LabelIndex(self.names, program, nodes.settings.label_index_days)
         self.held_ms = program.specification.held_ms
         kept_ms = self.held_ms + limits.horizon_ms
         self.ttl_s = -(-kept_ms // 1_000) + nodes.settings.idle_margin_days * _DAY_S

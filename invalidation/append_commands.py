@@ -3,7 +3,7 @@
 For each group `APPEND key payload`, and behind it, where its key's life is to be extended, `EXPIRE
 key seconds`, each as an array of three bulk strings (RESP2, which RESP3 servers read as well).
 Keys: `namespace:{TAG}:FINGERPRINT` of a state, where TAG is base64url of its token, and
-`namespace:{iBUCKET}:WIDTH:GENERATION` of the label index. The slot of a key is CRC-16 of its tag
+`namespace:{iBUCKET}:INDEX:GENERATION` of the label index. The slot of a key is CRC-16 of its tag
 modulo 16,384, and says which node it is on.
 Rule: routing changes nothing but where bytes go, so a batch can be routed again after nodes moved.
 """
@@ -83,7 +83,8 @@ def _put_key(plan: int, group: int) -> int:
     put_u8(out + 1, 58)
     out += 2
     if entity == i64(plan + p.N_ENTITIES):
-        out = _put_decimal(out, group_width(plan, entity))
+        move(out, i64(plan + p.INDEX_NAME), p.INDEX_NAME_CHARACTERS)
+        out += p.INDEX_NAME_CHARACTERS
         put_u8(out, 58)
         return _put_decimal(out + 1, i64(group + p.HIGH)) - key
     move(out, i64(plan + p.LAYOUTS + p.LAYOUT * entity + 8), FINGERPRINT_CHARACTERS)
@@ -95,7 +96,7 @@ def _key_length(plan: int, group: int) -> int:
     """Bytes of the key of a group."""
     n = i64(plan + p.NAMESPACE_LENGTH) + 4
     if i64(group + p.ENTITY) == i64(plan + p.N_ENTITIES):
-        n += 2 + _n_digits(group_width(plan, i64(group + p.ENTITY)))
+        n += 2 + p.INDEX_NAME_CHARACTERS
         return n + _n_digits(i64(group + p.LOW)) + _n_digits(i64(group + p.HIGH))
     return n + TAG_CHARACTERS + FINGERPRINT_CHARACTERS
 

@@ -18,7 +18,7 @@ from freshscore.features.memory import address_of
 from freshscore.features.packing import Keys
 from freshscore.features.program import Program
 from freshscore.features.record_making import shapes_head
-from freshscore.features.redis_labels import GENERATIONS
+from freshscore.features.redis_labels import GENERATIONS, name_of_index
 from freshscore.features.state_layout import StateLayout, state_layout
 from freshscore.invalidation.feed import Acceptance
 
@@ -43,7 +43,8 @@ ALPHABET: Final = 128  # 64 characters
 COMMANDS: Final = 136  # the beginnings of APPEND and EXPIRE, COMMAND_BYTES each
 KEY: Final = 144  # room for a key that is being written
 RECORD: Final = 152  # room for a record that is being made
-LAYOUTS: Final = 160  # for each entity: address of its layout, of its fingerprint as text
+INDEX_NAME: Final = 160  # of the label index, as keys have it: INDEX_NAME_CHARACTERS
+LAYOUTS: Final = 168  # for each entity: address of its layout, of its fingerprint as text
 LAYOUT: Final = 16
 
 # A batch, in bytes.
@@ -94,6 +95,7 @@ GROUP: Final = 72
 # In the body a group is its entity << 32 | count, its token, and its records.
 GROUP_HEAD: Final = 24
 
+INDEX_NAME_CHARACTERS: Final = 11
 COMMAND_BYTES: Final = 17
 _COMMANDS: Final = b"*3\r\n$6\r\nAPPEND\r\n$*3\r\n$6\r\nEXPIRE\r\n$"
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -151,6 +153,7 @@ class AppendPlan:
             INDEX_LIFE, str(index_ms * (GENERATIONS + 1) // GENERATIONS // 1000).encode()
         )
         self._set(INDEX_GENERATION, index_ms // GENERATIONS)
+        self._set(INDEX_NAME, self._kept(np.frombuffer(name_of_index(program), np.uint8).copy()))
         self._set_text(NAMESPACE, limits.namespace.encode())
         self._set(CRC, self._kept(_crc_table()))
         self._set(ALPHABET, self._kept(np.frombuffer(_ALPHABET, np.uint8).copy()))

@@ -26,8 +26,11 @@ from freshscore.features.store import StoreLimits
 from freshscore.invalidation.batches import Batcher
 from freshscore.invalidation.consumer import Consumer, ConsumerParts
 from freshscore.invalidation.dead_letters import DeadLetters
+from freshscore.invalidation.deployment import claim_key
 from freshscore.invalidation.folding_lines import FoldingLines
-from freshscore.invalidation.kafka_door import LogAdmin, LogReader, LogWriter, Topic
+from freshscore.invalidation.kafka_admin import LogAdmin, Topic
+from freshscore.invalidation.kafka_reading import LogReader
+from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.label_lookups import LabelLookups
 from freshscore.invalidation.message_columns import MessageColumns
 from freshscore.invalidation.node_markers import NodeMarkers
@@ -38,7 +41,7 @@ from freshscore.invalidation.topics import check_topics, topic_names
 def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     """A consumer of the settings' group, ready to run.
 
-    Raises SettingsError for what it cannot rely on, BadSpecification, Unavailable.
+    Raises SettingsError for what it cannot rely on, WrongSecret, BadSpecification, Unavailable.
     """
     clock = clock or SystemClock()
     specification = FeatureSpecification.named(settings.store.specification)
@@ -48,6 +51,7 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     topics = checked_topics(settings, specification)
     nodes = Nodes.open(settings.redis, clock)
     redis_keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
+    claim_key(nodes, redis_keys, keys.key_id)
     store = RedisStore(program, keys, StoreLimits.of(settings.store), nodes, clock)
     topic_ids = {name: topic.topic_id for name, topic in topics.items()}
     markers = NodeMarkers(

@@ -18,41 +18,35 @@ from __future__ import annotations
 
 import logging
 import threading
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, NoReturn
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import DamagedState, StoreFull, Unavailable
 from freshscore.config.settings import Settings
 from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_door import Nodes
-from freshscore.features.redis_keys import CONTROL
-from freshscore.features.redis_lines import MOVED_WORDS, Lines, Reply, errors_in
-from freshscore.invalidation.batches import Batch, Batcher, Found, Messages, Refusal
-from freshscore.invalidation.dead_letters import (
-    DeadLetter,
-    DeadLetters,
-    digest_of,
-)
+from freshscore.invalidation.batches import Batcher
+from freshscore.invalidation.beginnings import Beginnings
+from freshscore.invalidation.dead_letters import DeadLetters
+from freshscore.invalidation.fetched_runs import messages_of, place_of, runs_of
 from freshscore.invalidation.folding_lines import FoldingLines
-from freshscore.invalidation.kafka_door import Fetched, LogReader
+from freshscore.invalidation.kafka_batches import Fetched
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.label_lookups import LabelLookups
-from freshscore.invalidation.message_reading import FAR
-from freshscore.invalidation.messages import MALFORMED, UNKNOWN_TRANSACTION
-from freshscore.invalidation.node_markers import NodeMarkers
-from freshscore.invalidation.partitions import Partition, Place, begin_of
+from freshscore.invalidation.node_markers import DataLost, NodeMarkers
+from freshscore.invalidation.outcomes import Outcomes
+from freshscore.invalidation.partitions import Partition, Place
 from freshscore.invalidation.publishing import Publisher, Range
+from freshscore.invalidation.under_way import UnderWay
+from freshscore.invalidation.waiting_labels import WaitingLabels
 
 # Waits after trouble with a server: doubled each time, up to the last.
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 # A poll that brought so much is followed by another before its replies are read.
 _MUCH: Final = 1_000
-# States that wait for compaction, and how many of them one heartbeat takes.
-_MOST_CANDIDATES: Final = 65_536
+# How many of the states that wait for compaction one heartbeat takes.
 _COMPACTED_AT_ONCE: Final = 256
 
 
@@ -76,25 +70,6 @@ class ConsumerParts(NamedTuple):
     clock: Clock
 
 
-class _Sent(NamedTuple):
-    """A batch that is under way, and what holds once it is answered.
-
-    upto: partition -> next offset and lowest arrival still to come. ranges: what it covers.
-    n_numbers: for each node how many whole numbers it answers before its markers. publishes: the
-    batch whose publication went with it.
-    """
-
-    batch: Batch
-    upto: dict[Partition, tuple[int, int]]
-    ranges: tuple[Range, ...]
-    n_numbers: list[int]
-    publishes: _Sent | None
-
-
-class _Lost(Exception):
-    """A node has lost its data: it is rebuilt from the log."""
-
-
 class Consumer:
     """Applies the partitions that its reader is given to the states in Redis.
 
@@ -106,16 +81,30 @@ class Consumer:
         self._parts = parts
         self._clock = parts.clock
         self._places: dict[Partition, Place] = {}
-        self._topic_ids = dict(parts.topic_ids)
-        self._sent: _Sent | None = None
-        self._unpublished: _Sent | None = None
-        self._borrowed: Lines | None = None
-        self._candidates: dict[tuple[int, bytes], None] = {}
+        self._outcomes = Outcomes(parts.letters, parts.topic_ids, parts.digest_key)
+        self._under_way = UnderWay(
+            parts.nodes, parts.batcher, parts.markers, parts.publisher, parts.clock, self._places
+        )
+        self._beginnings = Beginnings(parts.reader, parts.markers, self._under_way, self._places)
+        self._waiting = WaitingLabels(
+            parts.reader,
+            parts.batcher,
+            parts.lookups,
+            parts.markers,
+            self._under_way,
+            self._outcomes,
+            self._places,
+            parts.clock,
+            settings.kafka.transactions_topic,
+        )
         self._stopping = threading.Event()
         self._committed_s = self._beat_s = self._clock.monotonic_s()
         self._n_troubles = self._n_assignments = 0
-        # Outcome -> messages; what is read again counts again.
-        self.counts: dict[str, int] = {}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Outcome -> messages; what is read again counts again."""
+        return self._outcomes.counts
 
     def run(self) -> None:
         """Work until `stop`, then settle what is under way and leave the group.
@@ -143,11 +132,11 @@ class Consumer:
     def close(self) -> None:
         """Settle what is under way, commit, and leave."""
         try:
-            self._settle()
+            self._under_way.settle()
             self._commit(wait=True)
-        except (Unavailable, DamagedState, StoreFull, _Lost) as problem:
+        except (Unavailable, DamagedState, StoreFull, DataLost) as problem:
             logging.getLogger("freshscore").warning("not committed at the end: %s", problem)
-        self._give_back_lines()
+        self._under_way.give_back()
         self._parts.reader.close()
 
     def turn(self, wait_ms: int | None = None) -> int:
@@ -155,13 +144,13 @@ class Consumer:
         try:
             fetched = self._poll(wait_ms)
             n = sum(len(one) for one in fetched)
-            for parts in _batches(fetched, self._settings.kafka.max_poll_records):
+            for parts in runs_of(fetched, self._settings.kafka.max_poll_records):
                 self._apply([one for one in parts if not self._places[one.partition].is_held])
             if n < _MUCH:
-                self._settle()
+                self._under_way.settle()
             self._beat_if_due()
             self._commit_if_due()
-        except (Unavailable, DamagedState, StoreFull, _Lost) as problem:
+        except (Unavailable, DamagedState, StoreFull, DataLost) as problem:
             self._begin_again(problem)
             return 0
         self._n_troubles = 0
@@ -184,16 +173,17 @@ class Consumer:
 
     def _poll(self, wait_ms: int | None) -> list[Fetched]:
         """What came of the partitions that were begun with before this poll."""
-        fetched = self._parts.reader.poll(0 if self._sent is not None else wait_ms)
+        fetched = self._parts.reader.poll(wait_ms if self._under_way.is_nothing else 0)
         self._notice_assignments()
         assigned = self._parts.reader.assignment
         for gone in self._places.keys() - assigned:
             del self._places[gone]
         new = sorted(assigned - self._places.keys())
         begun = [one for one in fetched if one.partition in self._places and len(one)]
+        self._beginnings.check_no_gap(begun)
         if new:
-            self._settle()
-            self._open(new)
+            self._under_way.settle()
+            self._beginnings.open(new)
         return begun
 
     def _notice_assignments(self) -> None:
@@ -203,11 +193,11 @@ class Consumer:
         mean other messages.
         """
         parts = self._parts
-        topic_ids = self._topic_ids | parts.reader.topic_ids()
+        topic_ids = self._outcomes.topic_ids | parts.reader.topic_ids()
         n_assignments = parts.reader.n_assignments
-        if (n_assignments, topic_ids) == (self._n_assignments, self._topic_ids):
+        if (n_assignments, topic_ids) == (self._n_assignments, self._outcomes.topic_ids):
             return
-        self._settle()
+        self._under_way.settle()
         self._places.clear()
         n_partitions = [len(parts.reader.partitions(name)) for name in topic_ids]
         if not all(n_partitions):
@@ -215,25 +205,7 @@ class Consumer:
             raise Unavailable(f"of the topics {', '.join(topic_ids)} one is not there")
         parts.markers.follow(topic_ids, sum(n_partitions))
         parts.publisher.follow(topic_ids)
-        self._n_assignments, self._topic_ids = n_assignments, topic_ids
-
-    def _open(self, partitions: Sequence[Partition]) -> None:
-        """Begin with partitions, each where what is durable of it ends."""
-        parts = self._parts
-        lines = self._lines()
-        if not any(place.rebuilt_at is not None for place in self._places.values()):
-            parts.markers.begin_rebuilding(lines)
-        markers = parts.markers.read(lines, partitions)
-        first = parts.reader.beginnings(partitions)
-        ends = parts.reader.ends(partitions)
-        for at in partitions:
-            begin, rebuild = begin_of(parts.reader.committed(at), markers[at], first[at])
-            # A log that has lost its end goes on where it ends now.
-            begin = min(begin, ends[at])
-            place = Place.begun(begin, first[at], ends[at], rebuild=rebuild)
-            self._places[at] = place
-            parts.reader.seek(at, begin)
-            parts.reader.resume([at])
+        self._n_assignments, self._outcomes.topic_ids = n_assignments, topic_ids
 
     # Into the states
 
@@ -241,20 +213,21 @@ class Consumer:
         """Send the batch of these messages; the one before is settled by then."""
         transactions, labels = self._by_topic(parts)
         batch = self._parts.batcher.build(
-            _messages(transactions), _messages(labels), self._clock.now_ms()
+            messages_of(transactions), messages_of(labels), self._clock.now_ms()
         )
         for outcome, count in batch.counts.items():
-            self.counts[outcome] = self.counts.get(outcome, 0) + count
+            self._outcomes.count(outcome, count)
         for refusal in batch.refused:
-            self._set_aside(labels if refusal.is_label else transactions, refusal)
+            self._outcomes.set_aside(labels if refusal.is_label else transactions, refusal)
         upto, ranges = self._upto(parts)
-        waiting = {_place_of(labels, one.index)[0].partition for one in batch.lookups}
+        waiting = {place_of(labels, one.index)[0].partition for one in batch.lookups}
         at_once = tuple(one for one in ranges if one.partition not in waiting)
-        self._send(batch, {at: to for at, to in upto.items() if at not in waiting}, at_once)
+        known = {at: to for at, to in upto.items() if at not in waiting}
+        self._under_way.send(batch, known, at_once)
         if batch.lookups:
-            self._settle()
+            self._under_way.settle()
             later = tuple(one for one in ranges if one.partition in waiting)
-            self._look_up(batch, labels, {at: upto[at] for at in waiting}, later)
+            self._waiting.look_up(batch, labels, {at: upto[at] for at in waiting}, later)
 
     def _by_topic(self, parts: Sequence[Fetched]) -> tuple[list[Fetched], list[Fetched]]:
         labels_topic = self._settings.kafka.labels_topic
@@ -275,95 +248,7 @@ class Consumer:
             ranges.append(Range(one.partition, begin, one.next_offset, place.arrival_ms))
         return upto, tuple(ranges)
 
-    def _send(
-        self, batch: Batch, upto: dict[Partition, tuple[int, int]], ranges: tuple[Range, ...]
-    ) -> None:
-        """Send a batch, its markers behind it, and the publication of the batch before."""
-        self._read_replies()
-        parts = self._parts
-        publishes, self._unpublished = self._unpublished, None
-        n_numbers = [*batch.n_replies]
-        for node in range(parts.nodes.n):
-            batch.add_command(node, parts.markers.progress_command(node, upto))
-        if publishes is not None:
-            batch.add_command(self._control_node, self._publication(publishes))
-        self._sent = _Sent(batch, upto, ranges, n_numbers, publishes)
-        self._lines().send(batch.requests)
-
-    def _read_replies(self) -> None:
-        """Wait for what the nodes answer to the batch that is under way."""
-        sent = self._sent
-        if sent is None:
-            return
-        n_others = [n - k for n, k in zip(sent.batch.n_replies, sent.n_numbers, strict=True)]
-        answers = self._lines().read_numbers(sent.n_numbers, n_others)
-        words = frozenset[str]().union(*(errors_in([*one.odd, *one.others]) for one in answers))
-        if words:
-            self._check(words)
-        for one in answers:
-            self._check_marked(one.others[0])
-        self._sent = None
-        for at, (offset, _) in sent.upto.items():
-            if at in self._places:
-                self._places[at].applied = offset
-        if sent.publishes is not None:
-            self._published(sent.publishes)
-        self._unpublished = sent
-        for node, one in enumerate(answers):
-            for candidate in sent.batch.compaction_candidates(node, one.numbers.data):
-                if len(self._candidates) < _MOST_CANDIDATES:
-                    self._candidates[candidate] = None
-
-    def _check(self, words: frozenset[str]) -> NoReturn:
-        """Raise for errors among replies."""
-        if words & MOVED_WORDS:
-            self._parts.nodes.refresh()
-        raise Unavailable(f"Redis refused a write: {', '.join(sorted(words))}")
-
-    def _check_marked(self, reply: Reply) -> None:
-        """Raise where a node refused its markers, for it has no epoch, and was thought to have."""
-        if reply == 0 and not self._parts.markers.is_rebuilding:
-            raise _Lost("a node of Redis has lost its data: it is rebuilt from the log")
-
-    # On to the followers, and back to the log
-
-    def _publication(self, sent: _Sent) -> bytes:
-        batch, now_ms = sent.batch, self._clock.now_ms()
-        return self._parts.publisher.command(sent.ranges, now_ms, batch.n_groups, batch.body)
-
-    def _published(self, sent: _Sent) -> None:
-        for at, (offset, _) in sent.upto.items():
-            if at in self._places:
-                self._places[at].published = offset
-
-    def _settle(self) -> None:
-        """Have everything answered and published that was sent."""
-        self._read_replies()
-        sent, self._unpublished = self._unpublished, None
-        if sent is not None:
-            self._tell(self._publication(sent))
-            self._published(sent)
-
-    def _tell(self, publication: bytes) -> None:
-        requests: list[bytes | None] = [None] * self._parts.nodes.n
-        requests[self._control_node] = publication
-        n_replies = [int(request is not None) for request in requests]
-        replies = self._exchanged(requests, n_replies)
-        words = errors_in(replies[self._control_node])
-        if words:
-            self._check(words)
-
-    def _exchanged(
-        self, requests: Sequence[bytes | None], n_replies: Sequence[int]
-    ) -> list[list[Reply]]:
-        """Send and read on connections that are as they were: a lost one may mean a lost second.
-
-        A node that comes back without its last writes closes the connection and says nothing else;
-        on a new one its markers would be moved over the gap.
-        """
-        lines = self._lines()
-        lines.send(requests)
-        return lines.read(n_replies)
+    # Back to the log
 
     def _commit_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -386,87 +271,6 @@ class Consumer:
         for at, offset in moved.items():
             self._places[at].committed = offset
 
-    # Set aside
-
-    def _set_aside(self, parts: Sequence[Fetched], refusal: Refusal) -> None:
-        fetched, i = _place_of(parts, refusal.index)
-        topic, partition = fetched.partition
-        payload = fetched.value(i)
-        self._parts.letters.put(
-            DeadLetter(
-                topic=topic,
-                topic_id=self._topic_ids[topic],
-                partition=partition,
-                offset=int(fetched.offsets[i]),
-                arrival_ms=int(fetched.spans[i, 2]),
-                reason=refusal.reason,
-                detail=refusal.detail,
-                length=len(payload),
-                digest=digest_of(payload, self._parts.digest_key),
-            )
-        )
-
-    def _look_up(
-        self,
-        batch: Batch,
-        labels: Sequence[Fetched],
-        upto: dict[Partition, tuple[int, int]],
-        ranges: Sequence[Range],
-    ) -> None:
-        """Apply the labels that bring no payment, where the index knows theirs.
-
-        One that it does not know yet holds its partition, until all payments that were in the log
-        when it was read are applied; if it is unknown then, it is set aside.
-        """
-        found: list[Found] = []
-        missing: dict[Partition, int] = {}
-        places = [_place_of(labels, one.index) for one in batch.lookups]
-        arrivals_ms = [int(fetched.spans[i, 2]) for fetched, i in places]
-        looked_up = self._parts.lookups.find(batch.lookups, arrivals_ms)
-        for (fetched, i), (lookup, known) in zip(places, looked_up, strict=True):
-            offset = int(fetched.offsets[i])
-            if known is not None:
-                found.append(known)
-            elif self._places[fetched.partition].is_final(offset):
-                detail = "the payment of this fact is not in the label index"
-                refusal = Refusal(True, lookup.index, UNKNOWN_TRANSACTION, detail)
-                self._set_aside(labels, refusal)
-                self.counts[refusal.reason] = self.counts.get(refusal.reason, 0) + 1
-            else:
-                missing.setdefault(fetched.partition, offset)
-        for at, offset in missing.items():
-            self._hold(at, offset)
-            upto[at] = (offset, upto[at][1])
-        nothing = _messages([])
-        again = self._parts.batcher.build(nothing, nothing, self._clock.now_ms(), found)
-        for one in again.far:
-            refusal = Refusal(True, one.lookup.index, MALFORMED, FAR)
-            self._set_aside(labels, refusal)
-            self.counts[MALFORMED] = self.counts.get(MALFORMED, 0) + 1
-        covered = tuple(one._replace(end=upto[one.partition][0]) for one in ranges)
-        self._send(again, upto, covered)
-        self._settle()
-
-    def _hold(self, at: Partition, offset: int) -> None:
-        """Read nothing of a partition of labels from `offset` on, until the payments are in."""
-        topic = self._settings.kafka.transactions_topic
-        payments = [(topic, number) for number in self._parts.reader.partitions(topic)]
-        # Asked before the payments' ends: up to here all labels wait for the same payments.
-        end = self._parts.reader.ends([at])[at]
-        self._places[at].hold(offset, end, self._parts.reader.ends(payments))
-        self._parts.reader.pause([at])
-        self._parts.reader.seek(at, offset)
-
-    def _release_held(self) -> None:
-        held = {at: place for at, place in self._places.items() if place.is_held}
-        if not held:
-            return
-        wanted = sorted({payment for place in held.values() for payment in place.waits_for})
-        applied = self._parts.markers.lowest_offsets(self._lines(), wanted)
-        for at, place in held.items():
-            if place.release(applied):
-                self._parts.reader.resume([at])
-
     # Heartbeats
 
     def _beat_if_due(self) -> None:
@@ -474,7 +278,7 @@ class Consumer:
         if now_s - self._beat_s < self._settings.redis.heartbeat_s or not self._places:
             return
         self._beat_s = now_s
-        self._settle()
+        self._under_way.settle()
         # Of two clocks the earlier: one that was wrong for a moment would be believed for ever.
         at_ms = min(self._clock.now_ms(), self._parts.folding.now_ms())
         ends = self._parts.reader.ends([*self._places])
@@ -488,11 +292,11 @@ class Consumer:
                 raise Unavailable(f"topic {at[0]} partition {at[1]} is shorter than it was")
             if place.applied < end and not place.is_held:
                 # What stands there may be no message: the end of a transaction, or a gap.
-                place.skip_to(self._parts.reader.position(at))
+                self._beginnings.skip_gap(at)
             place.reach_end(end, passed_ms)
         self._note_rebuilt(at_ms)
-        self._mark()
-        self._release_held()
+        self._under_way.mark()
+        self._waiting.release()
         self._compact()
 
     def _note_rebuilt(self, now_ms: int) -> None:
@@ -501,93 +305,32 @@ class Consumer:
             return
         notes = {at: place.note() for at, place in self._places.items() if place.is_rebuilt}
         applied = {at: place.applied for at, place in self._places.items()}
-        if not markers.note_rebuilt(self._lines(), applied, notes, now_ms):
-            raise _Lost("a node of Redis has lost its data again while it was rebuilt")
+        if not markers.note_rebuilt(self._under_way.lines(), applied, notes, now_ms):
+            raise DataLost("a node of Redis has lost its data again while it was rebuilt")
         for place in self._places.values() if not self._parts.markers.is_rebuilding else ():
             place.rebuilt_at = None
 
-    def _mark(self) -> None:
-        """Write markers and tell the followers, also where nothing came."""
-        parts = self._parts
-        upto = {at: (place.applied, place.arrival_ms) for at, place in self._places.items()}
-        requests = [parts.markers.progress_command(node, upto) for node in range(parts.nodes.n)]
-        replies = self._exchanged(requests, [1] * len(requests))
-        for some in replies:
-            words = errors_in(some)
-            if words:
-                self._check(words)
-            self._check_marked(some[0])
-        ranges = tuple(Range(at, to, to, arrival) for at, (to, arrival) in upto.items())
-        self._tell(parts.publisher.command(ranges, self._clock.now_ms()))
-
     def _compact(self) -> None:
         """Compact some of the states that have doubled, unless there is much to read."""
-        if not self._candidates or not self.is_caught_up:
+        candidates = self._under_way.candidates
+        if not candidates or not self.is_caught_up:
             return
-        some = [*self._candidates][:_COMPACTED_AT_ONCE]
+        some = [*candidates][:_COMPACTED_AT_ONCE]
         lines = self._parts.folding.lines()
         self._parts.compactor.compact(
             some, forget_below_ms=lines.forget_below_ms, fold_below_ms=lines.fold_below_ms
         )
         for candidate in some:
-            del self._candidates[candidate]
+            del candidates[candidate]
 
     # Trouble
 
     def _begin_again(self, problem: Exception) -> None:
         """Forget what was not answered, wait, and begin where what is durable ends."""
         self._n_troubles += 1
-        if self._n_troubles & (self._n_troubles - 1) == 0:
+        if self._n_troubles & (self._n_troubles - 1) == 0 and not self.is_stopping:
             logging.getLogger("freshscore").warning("%s", problem)
-        self._sent = self._unpublished = None
+        self._under_way.forget()
         self._places.clear()
-        self._parts.batcher.forget_expiries()
-        self._give_back_lines()
         wait_s = _FIRST_WAIT_S * 2.0 ** min(self._n_troubles - 1, 10)
         self._stopping.wait(min(wait_s, _LONGEST_WAIT_S))
-
-    def _lines(self) -> Lines:
-        if self._borrowed is None:
-            nodes = self._parts.nodes
-            self._borrowed = nodes.borrow()
-            self._parts.batcher.node_of_slot = nodes.node_of_slot
-            self._control_node = nodes.node_of(CONTROL.encode())
-        return self._borrowed
-
-    def _give_back_lines(self) -> None:
-        if self._borrowed is not None:
-            self._parts.nodes.give_back(self._borrowed)
-            self._borrowed = None
-
-
-def _batches(fetched: Sequence[Fetched], most: int) -> Iterator[list[Fetched]]:
-    """The messages in runs of at most `most`."""
-    run: list[Fetched] = []
-    room = most
-    for one in fetched:
-        first = 0
-        while first < len(one):
-            part = one.part(first, min(len(one), first + room))
-            run.append(part)
-            first += len(part)
-            room -= len(part)
-            if room == 0:
-                yield run
-                run, room = [], most
-    if run:
-        yield run
-
-
-def _messages(parts: Sequence[Fetched]) -> Messages:
-    if not parts:
-        return Messages(np.zeros((0, 3), np.int64), None)
-    return Messages(np.concatenate([one.spans for one in parts]), [one.held for one in parts])
-
-
-def _place_of(parts: Sequence[Fetched], index: int) -> tuple[Fetched, int]:
-    """Of the parts that were put behind each other, that with message `index`, and where in it."""
-    begins = [0]
-    for one in parts:
-        begins.append(begins[-1] + len(one))
-    number = bisect_right(begins, index) - 1
-    return parts[number], index - begins[number]

@@ -65,7 +65,7 @@ def decoded_letter(value: bytes) -> DeadLetter | None:
 
 
 class LetterWriter(Protocol):
-    """What letters are sent with (invalidation/kafka_door.py)."""
+    """What letters are sent with (invalidation/kafka_writing.py)."""
 
     def send(
         self,

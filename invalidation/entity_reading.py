@@ -7,12 +7,12 @@ given becomes a token here and goes no further.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from freshscore.config.errors import BadTransaction, DamagedState, SettingsError
+from freshscore.config.errors import BadTransaction, DamagedState, SettingsError, Unavailable
 from freshscore.features import layout as rec
 from freshscore.features import row as r
 from freshscore.features.codec import decode
@@ -33,6 +33,8 @@ from freshscore.invalidation.deployment import Deployment
 # An instant and an id that a payment needs, and that a token does not depend on.
 _ANY_TIME_MS: Final = 946_684_800_000
 _ANY_ID: Final = "-"
+# How often a state is read while slots move.
+_MOST_MOVES: Final = 3
 
 
 class RecordView(msgspec.Struct, frozen=True):
@@ -107,16 +109,7 @@ def read_entity(
     deployment: Deployment, entity: int, token: bytes
 ) -> tuple[EntityView, DecodedState | None]:
     """What Redis holds of an entity; the state itself where it is whole. Raises Unavailable."""
-    reading, tag = deployment.store.reading, tag_of(token)
-    node = deployment.nodes.tags[deployment.nodes.node_of(tag)]
-    key, past_key = reading.state_key(entity, token), reading.past_key(entity, token)
-    asked = [
-        (node.encode(), command(b"GET", deployment.redis_keys.progress(node))),
-        (tag, command(b"GET", key)),
-        (tag, command(b"GET", past_key)),
-        (tag, command(b"TTL", key)),
-    ]
-    summary, blob, past, life_s = replies_to(deployment.nodes, asked)
+    summary, blob, past, life_s = _replies(deployment, entity, token)
     view = EntityView(
         entity=deployment.program.entities[entity].name,
         token=token.hex(),
@@ -135,6 +128,29 @@ def read_entity(
     if progress is None:
         return msgspec.structs.replace(view, problem=STATE_LOST), None
     return _described(view, progress, state), state
+
+
+def _replies(deployment: Deployment, entity: int, token: bytes) -> list[Any]:
+    """What Redis says of a node's progress, of a state, its past, and how long it lives, s.
+
+    Where slots moved meanwhile all is read again: a node's progress says nothing of a state that
+    another node gave.
+    """
+    reading, tag, nodes = deployment.store.reading, tag_of(token), deployment.nodes
+    key, past_key = reading.state_key(entity, token), reading.past_key(entity, token)
+    for _ in range(_MOST_MOVES):
+        topology = nodes.topology
+        node = topology.tags[topology.node_of(tag)]
+        asked = [
+            (node.encode(), command(b"GET", deployment.redis_keys.progress(node))),
+            (tag, command(b"GET", key)),
+            (tag, command(b"GET", past_key)),
+            (tag, command(b"TTL", key)),
+        ]
+        replies = replies_to(nodes, asked)
+        if nodes.topology is topology:
+            return replies
+    raise Unavailable("the nodes of Redis keep moving")
 
 
 def newest_records(state: DecodedState, most: int) -> list[RecordView]:

@@ -142,7 +142,7 @@ class Feed:
             self._count(f"fact {outcome}")
             if outcome == "unknown":
                 raise UnknownTransaction(
-                    f"transaction {transaction_id!r} is not known here; bring its entities and time"
+                    "the transaction is not known here; bring its entities and time"
                 )
 
     def load(self, table: PaymentTable) -> dict[str, int]:

@@ -19,7 +19,8 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
-from freshscore.invalidation.kafka_door import LogAdmin, LogReader
+from freshscore.invalidation.kafka_admin import LogAdmin
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.node_reports import NodeReport, node_reports
 from freshscore.invalidation.partitions import Partition
 

@@ -16,7 +16,7 @@ from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import Unavailable
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.dead_letters import DeadLetter, decoded_letter, open_letters
-from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.partitions import Partition
 
 # Letters in memory at a time: about 100 MB.

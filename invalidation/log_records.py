@@ -21,7 +21,8 @@ from freshscore.features.redis_reading import Wanted
 from freshscore.features.state_layout import StateLayout
 from freshscore.invalidation.batch import Batch, Found, Lookup
 from freshscore.invalidation.batches import Batcher, Messages
-from freshscore.invalidation.kafka_door import Fetched, LogReader
+from freshscore.invalidation.kafka_batches import Fetched
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.partitions import Partition
 from freshscore.invalidation.stream_messages import StreamMessage, decode, encode
 

@@ -5,6 +5,8 @@ whole in the same way: everything that the log has is read again, each consumer 
 partitions that this is done, and the last note gives the node its epoch. The notes are of one
 rebuilding, which has a random name: if the node loses its data once more, the name is gone, and
 they begin again.
+A node that lacks messages which are gone from the log gives its epoch up, and becomes whole from
+what is left: so its scorers know that something is missing, and from when on nothing is.
 Since when the history of a node is complete follows from where the log began: a partition that
 still has its first message has all that ever was in it; one that was cut has what came since.
 Rule: an epoch is only given behind the appends that it vouches for, on the same connection.
@@ -15,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from freshscore.config.errors import Unavailable, WrongSecret
+from freshscore.config.errors import FreshscoreError, Unavailable, WrongSecret
+from freshscore.features.redis_commands import error_of
 from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_former_nodes import forget_former_nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_lines import Lines, Reply, ReplyError, command
 from freshscore.features.redis_scripts import PROGRESS
@@ -26,17 +30,23 @@ from freshscore.invalidation.partitions import NodeMarker, Partition, RebuiltNot
 # topic ids joined by a comma, the clock (ms), the skew (ms), then pairs of field
 # and value: "b:TOPICID:PARTITION" and how far it has got, "r:TOPICID:PARTITION" and the note that
 # it is read again ("KIND FIRST_ARRIVAL"). 1: the node has an epoch; 0: others are still to note;
-# -1: the rebuilding has another name. The name becomes the epoch.
+# -1: the rebuilding has another name. The name becomes the epoch, and how far each partition has
+# got its marker, without an arrival as yet: a consumer that dies now leaves no node without one.
 _NOTE: Final = """
 if redis.call('HEXISTS', KEYS[1], 'epoch') == 1 then return 1 end
 if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then return -1 end
 for i = 7, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 local known = {}
 for topic in string.gmatch(ARGV[4], '[^,]+') do known[topic] = true end
-local held, fields, gone, first, since = redis.call('HGETALL', KEYS[1]), {}, {}, nil, 0
+local held, fields, gone, reached = redis.call('HGETALL', KEYS[1]), {}, {}, {}
+local first, since = nil, 0
 for i = 1, #held, 2 do
   local kind, topic = string.match(held[i], '^([br]):([^:]+):%d+$')
   if topic then gone[#gone + 1] = held[i] end
+  if kind == 'b' and known[topic] then
+    reached[#reached + 1] = 'm' .. string.sub(held[i], 2)
+    reached[#reached + 1] = held[i + 1] .. ' 0'
+  end
   if kind == 'r' and known[topic] then
     fields[#fields + 1] = held[i]
     local kind, arrival = string.match(held[i + 1], '^(%a+) (%d+)$')
@@ -49,9 +59,25 @@ if #fields < tonumber(ARGV[3]) then return 0 end
 since = math.max(since, first or tonumber(ARGV[5]))
 redis.call('HDEL', KEYS[1], 'rebuilding', unpack(gone))
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'key_id', ARGV[2],
-  'complete_since', string.format('%.0f', since))
+  'complete_since', string.format('%.0f', since), unpack(reached))
 return 1
 """
+
+# KEYS markers, progress; ARGV the name that the node had, of its epoch or of its rebuilding, and
+# that of the rebuilding which begins. 0: it has another by now, so it is not the one that was read.
+_GIVE_UP: Final = """
+local name = redis.call('HGET', KEYS[1], 'epoch') or redis.call('HGET', KEYS[1], 'rebuilding')
+if name ~= ARGV[1] then return 0 end
+local key_id = redis.call('HGET', KEYS[1], 'key_id')
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'rebuilding', ARGV[2])
+if key_id then redis.call('HSET', KEYS[1], 'key_id', key_id) end
+return 1
+"""
+
+
+class DataLost(Exception):
+    """A node has lost its data, or the log what a node lacks: it is rebuilt from the log."""
 
 
 def marker_field(topic_id: str, partition: int) -> str:
@@ -60,7 +86,7 @@ def marker_field(topic_id: str, partition: int) -> str:
 
 
 class NodeMarkers:
-    """Markers of all nodes, for one consumer. All methods raise Unavailable."""
+    """Markers of all nodes, for one consumer. All methods raise Unavailable, SettingsError."""
 
     def __init__(
         self,
@@ -85,6 +111,8 @@ class NodeMarkers:
         self._skew_ms = skew_ms
         # Node tag -> name of its rebuilding, of the nodes without an epoch.
         self._rebuildings: dict[str, bytes] = {}
+        # Node tag -> name of its epoch, else of its rebuilding, as it was last read.
+        self._names: dict[str, bytes] = {}
 
     def follow(self, topic_ids: Mapping[str, str], n_partitions: int) -> None:
         """From now on these are the topics: name -> id, and the partitions of all of them."""
@@ -97,13 +125,14 @@ class NodeMarkers:
         """What each node holds of each partition. Raises WrongSecret too."""
         names = [f"{self._topic_ids[topic]}:{number}" for topic, number in partitions]
         fields = [f"{kind}:{name}" for kind in "mb" for name in names]
-        asked = ["epoch", "key_id", *fields]
+        asked = ["epoch", "rebuilding", "key_id", *fields]
         found: dict[Partition, list[NodeMarker]] = {at: [] for at in partitions}
         for node, tag in enumerate(self._nodes.tags):
             reply = _asked(
                 lines, node, b"HMGET", self._keys.markers(tag), *(f.encode() for f in asked)
             )
-            epoch, key_id, *markers = reply
+            epoch, rebuilding, key_id, *markers = reply
+            self._names[tag] = epoch or rebuilding or b""
             if key_id is not None and key_id.decode() != self._key_id:
                 raise WrongSecret(
                     f"Redis holds states under identifier key {key_id.decode()}; the secret here"
@@ -122,6 +151,10 @@ class NodeMarkers:
             for at, markers in self.read(lines, partitions).items()
         }
 
+    def forget_former_nodes(self) -> None:
+        """Let markers vouch for nothing that has moved; to be called before they are read."""
+        forget_former_nodes(self._nodes, self._keys)
+
     def begin_rebuilding(self, lines: Lines) -> None:
         """Give each node without an epoch a name for its rebuilding, or learn the one it has."""
         self._rebuildings.clear()
@@ -133,6 +166,20 @@ class NodeMarkers:
                 _asked(lines, node, b"HSETNX", key, b"rebuilding", drawn)
                 name = _asked(lines, node, b"HGET", key, b"rebuilding")
                 self._rebuildings[tag] = name or b""
+
+    def give_up(self, lines: Lines, node: int) -> None:
+        """Have a node begin a rebuilding in place of the epoch or rebuilding that was read of it.
+
+        What it holds stays; nothing is done where it has begun another one meanwhile.
+        """
+        tag = self._nodes.tags[node]
+        name = self._names.get(tag)
+        if name is None:
+            # The nodes have other slots since they were read.
+            return
+        keys = (self._keys.markers(tag), self._keys.progress(tag))
+        drawn = f"{self._draw():016x}".encode()
+        _asked(lines, node, b"EVAL", _GIVE_UP.encode(), b"2", *keys, name, drawn)
 
     @property
     def is_rebuilding(self) -> bool:
@@ -192,11 +239,23 @@ class NodeMarkers:
 
 
 def _asked(lines: Lines, node: int, *parts: bytes) -> Reply:
-    """The reply to one command, on a connection that is as it was (see Consumer._exchanged)."""
+    """The reply to one command, on a connection that is as it was (invalidation/under_way.py)."""
     requests: list[bytes | None] = [None] * lines.n
     requests[node] = command(*parts)
     lines.send(requests)
     (reply,) = lines.read([int(request is not None) for request in requests])[node]
     if isinstance(reply, ReplyError):
-        raise Unavailable(f"Redis refused a marker: {reply}")
+        raise refusal_of([reply])
     return reply
+
+
+def refusal_of(errors: Sequence[ReplyError]) -> FreshscoreError:
+    """The error that refused writes mean, one or more: where no waiting mends one, that."""
+    problems = []
+    for one in {error.word: error for error in errors}.values():
+        try:
+            problems.append(error_of(one))
+        except RuntimeError:
+            # Whatever it is, a consumer that ends would not mend it. Its text may show arguments.
+            problems.append(Unavailable(f"Redis refused a write: {one.word}"))
+    return next((one for one in problems if not one.retryable), problems[0])

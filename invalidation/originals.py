@@ -12,7 +12,8 @@ from typing import Final
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import Unavailable
-from freshscore.invalidation.kafka_door import Fetched, LogReader
+from freshscore.invalidation.kafka_batches import Fetched
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.partitions import Partition
 
 _WAIT_MS: Final = 500

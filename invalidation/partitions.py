@@ -7,7 +7,8 @@
 Where to begin follows from what is durable, never from what a consumer remembers: the lowest of the
 committed offset and of each node's marker, since replication and append-only files keep a prefix of
 what a node was sent. A node without an epoch holds nothing that counts, so everything that the log
-still has is read again, which changes nothing where it is there already.
+still has is read again, which changes nothing where it is there already. So is everything where
+the log begins behind a marker: what lay between is gone from the log, and the node never had it.
 Rule: a marker is written only for a partition that has been read without a gap from its begin.
 """
 
@@ -38,7 +39,7 @@ class NodeMarker:
     """What one node holds of one partition.
 
     has_epoch: whether the node has kept its data. offset: the next one, None where it has no marker
-    of this partition.
+    of this partition; without an epoch, how far its rebuilding has got.
     """
 
     has_epoch: bool
@@ -131,6 +132,17 @@ class Place:
     def is_final(self, offset: int) -> bool:
         """Whether the message at `offset` has waited for its payment."""
         return offset < self.final_below
+
+
+def is_cut_off(marker: NodeMarker, first: int) -> bool:
+    """Whether a node lacks messages of a partition that are gone from the log.
+
+    first: the oldest offset that the log still has. A node without an epoch that has applied
+    nothing yet takes what there is: that what came before is missing is told when it is whole.
+    """
+    if marker.offset is None and not marker.has_epoch:
+        return False
+    return (marker.offset or 0) < first
 
 
 def begin_of(committed: int | None, markers: Sequence[NodeMarker], first: int) -> tuple[int, bool]:

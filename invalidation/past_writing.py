@@ -24,7 +24,9 @@ from freshscore.invalidation.dead_letters import DeadLetters
 from freshscore.invalidation.deployment import Deployment
 from freshscore.invalidation.folding_lines import FoldingLines
 from freshscore.invalidation.holding import Hold
-from freshscore.invalidation.kafka_door import LogAdmin, LogReader, LogWriter
+from freshscore.invalidation.kafka_admin import LogAdmin
+from freshscore.invalidation.kafka_reading import LogReader
+from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.label_lookups import LabelLookups
 from freshscore.invalidation.message_reading import MessageReader
 from freshscore.invalidation.originals import Originals

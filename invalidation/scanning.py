@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from freshscore.config.errors import Unavailable
+from freshscore.features.redis_commands import error_of
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_lines import ReplyError
 
@@ -20,14 +20,14 @@ _KEYS_AT_ONCE: Final = b"1000"
 def scanned(nodes: Nodes, node: int, pattern: bytes, most: int) -> Iterator[bytes]:
     """The keys of one node that match a pattern of Redis, of the first `most` that it looks at.
 
-    Raises Unavailable.
+    Raises Unavailable, SettingsError where Redis refuses it to its user.
     """
     cursor = b"0"
     for _ in range(-(-most // int(_KEYS_AT_ONCE))):
         with nodes.lines() as lines:
             reply = lines.ask(node, b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _KEYS_AT_ONCE)
         if isinstance(reply, ReplyError):
-            raise Unavailable(f"Redis refused to look through its keys: {reply}")
+            raise error_of(reply)
         cursor, keys = reply
         yield from keys
         if cursor == b"0":

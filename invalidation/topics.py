@@ -13,7 +13,7 @@ from typing import Final
 
 from freshscore.config.settings import Settings
 from freshscore.features.specification import FeatureSpecification
-from freshscore.invalidation.kafka_door import LogAdmin, Topic
+from freshscore.invalidation.kafka_admin import LogAdmin, Topic
 
 _DAY_MS: Final = 86_400_000
 _FOR_EVER: Final = -1

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from freshscore.config.errors import Unavailable
 from freshscore.features.decoded_state import DecodedState
@@ -34,13 +32,11 @@ from freshscore.invalidation.comparing_states import (
 )
 from freshscore.invalidation.deployment import Deployment
 from freshscore.invalidation.entity_reading import Aggregates
-from freshscore.invalidation.kafka_door import LogReader
-from freshscore.invalidation.letter_reading import read_letters
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.log_records import LogBatches, LogRecords, Stretch, named_in
-from freshscore.invalidation.messages import CONFLICT
 from freshscore.invalidation.node_reports import NodeReport, node_reports
-from freshscore.invalidation.partitions import Partition
 from freshscore.invalidation.past_writing import topic_ids
+from freshscore.invalidation.set_aside import MOST_SET_ASIDE, SetAside, set_aside
 
 # States of one exchange: one can have megabytes.
 _AT_ONCE: Final = 64
@@ -62,20 +58,28 @@ class StateFinding(msgspec.Struct, frozen=True):
 
 
 class StatesVerified(msgspec.Struct, frozen=True):
-    """What came of a sample; line_ms: what is from then on was compared, 0 for everything."""
+    """What came of a sample; line_ms: what is from then on was compared, 0 for everything.
+
+    n_letters_left_out: dead letters beyond the limit; their messages may show as missing records.
+    """
 
     findings: tuple[StateFinding, ...]
     n_messages: int
     line_ms: int
+    n_letters_left_out: int = 0
 
 
 def verify_states(
-    deployment: Deployment, sample: Sequence[Wanted], n_recent: int = 0
+    deployment: Deployment,
+    sample: Sequence[Wanted],
+    n_recent: int = 0,
+    most_letters: int = MOST_SET_ASIDE,
 ) -> StatesVerified:
     """Compare the states of a sample with the log, and those that its last payments name.
 
     n_recent: payments of each partition that are looked at for that; a state that has vanished is
-    in no sample of what is there. Raises SettingsError, Unavailable.
+    in no sample of what is there. most_letters: dead letters that are looked at. Raises
+    SettingsError, Unavailable.
     """
     kafka, layouts = deployment.settings.kafka, deployment.store.maker.layouts
     ids = topic_ids(deployment)
@@ -87,9 +91,10 @@ def verify_states(
         places = [(topic, number) for topic in ids for number in reader.partitions(topic)]
         markers = {at: _marker(reports, ids[at[0]], at[1]) for at in places}
         first, ends = reader.beginnings(places), reader.ends(places)
-        batches = _batches(deployment, reader)
-        log = LogRecords(batches, layouts, wanted)
         stretches = [Stretch(at, first[at], markers[at], ends[at]) for at in places]
+        refused = set_aside(kafka, ids, stretches, most_letters)
+        batches = _batches(deployment, reader, refused)
+        log = LogRecords(batches, layouts, wanted)
         log.read(stretches, kafka.labels_topic)
     finally:
         reader.close()
@@ -97,7 +102,7 @@ def verify_states(
     log_from_ms = _log_from(deployment, reports, stretches, batches, now_ms)
     bounds = Bounds(log_from_ms, _held_from(deployment, now_ms))
     findings = _findings(deployment, wanted, blobs, log, bounds, now_ms)
-    return StatesVerified(tuple(findings), batches.n_messages, log_from_ms)
+    return StatesVerified(tuple(findings), batches.n_messages, log_from_ms, refused.n_left_out)
 
 
 def _named_lately(
@@ -113,13 +118,14 @@ def _named_lately(
         stretches = [
             Stretch(at, max(first[at], markers[at] - n), markers[at], markers[at]) for at in places
         ]
-        batches = _batches(deployment, reader)
+        refused = set_aside(deployment.settings.kafka, ids, stretches)
+        batches = _batches(deployment, reader, refused)
         yield from named_in(batches, deployment.store.maker.layouts, stretches)
     finally:
         reader.close()
 
 
-def _batches(deployment: Deployment, reader: LogReader) -> LogBatches:
+def _batches(deployment: Deployment, reader: LogReader, refused: SetAside) -> LogBatches:
     settings, program = deployment.settings, deployment.program
     batcher = Batcher.of(
         settings,
@@ -130,7 +136,7 @@ def _batches(deployment: Deployment, reader: LogReader) -> LogBatches:
         decode=decoder(settings),
     )
     limit_s = settings.kafka.request_timeout_s
-    return LogBatches(reader, batcher, _set_aside(deployment), limit_s, deployment.clock)
+    return LogBatches(reader, batcher, refused.offsets, limit_s, deployment.clock)
 
 
 def _findings(
@@ -198,20 +204,6 @@ def _read(deployment: Deployment, wanted: Sequence[Wanted]) -> list[tuple[bytes,
 def _marker(reports: Sequence[NodeReport], topic_id: str, number: int) -> int:
     """Up to where every node holds a partition."""
     return min(one.markers.get((topic_id, number), (0, 0))[0] for one in reports)
-
-
-def _set_aside(deployment: Deployment) -> dict[Partition, NDArray[np.int64]]:
-    """The offsets of messages that were refused and not brought back."""
-    found: dict[Partition, list[NDArray[np.int64]]] = {}
-    ids = topic_ids(deployment)
-    for part in read_letters(deployment.settings.kafka):
-        offsets: dict[Partition, list[int]] = {}
-        for letter in part.values():
-            if letter.reason != CONFLICT and ids.get(letter.topic) == letter.topic_id:
-                offsets.setdefault((letter.topic, letter.partition), []).append(letter.offset)
-        for at, some in offsets.items():
-            found.setdefault(at, []).append(np.array(some, np.int64))
-    return {at: np.concatenate(some) for at, some in found.items()}
 
 
 def _log_from(

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print one line for each topic and problem; 1 if there is a problem. Raises Unavailable."""
     from freshscore.features.specification import FeatureSpecification
-    from freshscore.invalidation.kafka_door import LogAdmin
+    from freshscore.invalidation.kafka_admin import LogAdmin
     from freshscore.invalidation.topics import check_topics, make_topics
     from freshscore.output import print_table, write_json
 

@@ -49,6 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         ["states of", "compared with the log", "states"],
         [(*which, count) for which, count in sorted(verdicts.items())],
     )
+    if states.n_letters_left_out:
+        print(
+            f"{states.n_letters_left_out:,} dead letters are more than fit and were left out: what"
+            " they set aside may be called missing"
+        )
     print_table(["scores", "decisions"], sorted(scores.outcomes.items()))
     different = [one for one in states.findings if one.is_difference]
     if different:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.features.redis_progress import topic_digest
-from freshscore.invalidation.kafka_door import LogAdmin
+from freshscore.invalidation.kafka_admin import LogAdmin
 from tests.bench.consumer_bench import ConsumerBench
 from tests.bench.consumer_child import Stream, running
 from tests.bench.consumer_topics import N_PARTITIONS, empty

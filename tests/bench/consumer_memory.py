@@ -57,7 +57,7 @@ def rebuild(bench: ConsumerBench) -> list[Figure]:
                 while not consumer.is_caught_up:
                     consumer.turn(wait_ms=50)
                 # It would begin to compact.
-                consumer._candidates.clear()
+                consumer._under_way.candidates.clear()
         rows = _rows(bench)
         states = _states(rows)
         store = _store(bench, settings)

@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, TopicPartition
 from freshscore.config.settings import Settings
 from freshscore.invalidation.assembling import open_consumer
 from freshscore.invalidation.consumer import Consumer
-from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.kafka_reading import LogReader
 from tests.bench.consumer_topics import N_PARTITIONS, Log
 
 # What the Java client does too; kafka-python's own default is slower.
@@ -73,7 +73,7 @@ def opened(settings: Settings, *, in_place: bool = True) -> Iterator[Consumer]:
     consumer = open_consumer(settings)
     try:
         if not in_place:
-            _read_publicly(consumer, settings)
+            consumer = _reading_publicly(consumer, settings)
         while not consumer._places:
             consumer.turn()
         yield consumer
@@ -81,14 +81,14 @@ def opened(settings: Settings, *, in_place: bool = True) -> Iterator[Consumer]:
         consumer.close()
 
 
-def _read_publicly(consumer: Consumer, settings: Settings) -> None:
-    """Let it read through public calls of kafka-python alone."""
+def _reading_publicly(consumer: Consumer, settings: Settings) -> Consumer:
+    """One of the same parts that reads through public calls of kafka-python alone."""
     consumer._parts.reader.close()
     kafka = settings.kafka
     topics = [kafka.transactions_topic, kafka.labels_topic]
     # The first reader was never polled, so the group has no other member.
     reader = LogReader(kafka, topics, group=kafka.group, in_place=False)
-    consumer._parts = consumer._parts._replace(reader=reader)
+    return Consumer(settings, consumer._parts._replace(reader=reader))
 
 
 def seconds_for(consumer: Consumer, n: int) -> tuple[float, int]:
@@ -97,7 +97,7 @@ def seconds_for(consumer: Consumer, n: int) -> tuple[float, int]:
     while _applied(consumer) < n:
         consumer.turn(wait_ms=_POLL_MS)
         assert perf_counter() - began_s < _LIMIT_S, f"{_applied(consumer)} of {n} messages"
-    consumer._settle()
+    consumer._under_way.settle()
     return perf_counter() - began_s, _applied(consumer)
 
 

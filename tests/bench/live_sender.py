@@ -17,7 +17,7 @@ import numpy as np
 
 from freshscore.config.clock import SystemClock
 from freshscore.config.settings import KafkaSettings
-from freshscore.invalidation.kafka_door import LogWriter
+from freshscore.invalidation.kafka_writing import LogWriter
 from tests.bench.consumer_topics import N_PARTITIONS, payment
 
 _AT_ONCE: Final = 40

@@ -16,6 +16,7 @@ from freshscore.features.redis_keys import (
     RedisKeys,
     bucket_of,
     fingerprint_name,
+    index_name,
     slot_of,
     tag_of,
 )
@@ -25,6 +26,8 @@ tokens = st.binary(min_size=16, max_size=16)
 fingerprints = st.integers(0, 2**64 - 1)
 numbers = st.integers(0, 20_000)
 layouts = st.lists(fingerprints, min_size=1, max_size=3).map(tuple)
+entities = st.lists(st.lists(st.text(max_size=3), min_size=1, max_size=3), max_size=4)
+index_names = entities.map(index_name)
 # What a key names, and the key.
 named = st.one_of(
     st.tuples(st.just("state"), tokens, fingerprints),
@@ -33,7 +36,7 @@ named = st.one_of(
     st.tuples(st.just("markers"), numbers.map(str)),
     st.tuples(st.just("progress"), numbers.map(str)),
     st.tuples(st.just("control"), st.sampled_from(("stream", "log", "leases"))),
-    st.tuples(st.just("labels"), st.integers(0, LABEL_BUCKETS - 1), numbers, numbers),
+    st.tuples(st.just("labels"), st.integers(0, LABEL_BUCKETS - 1), index_names, numbers),
 )
 
 
@@ -66,7 +69,7 @@ def test_tags_are_22_characters_that_no_brace_can_be(token: bytes, fingerprint: 
 @given(identity=fingerprints, generation=numbers)
 def test_a_bucket_of_the_label_index_has_one_slot(identity: int, generation: int) -> None:
     bucket = bucket_of(identity)
-    key = RedisKeys("fs").labels(bucket, 48, generation)
+    key = RedisKeys("fs").labels(bucket, b"an-index-11", generation)
     assert key_slot(key) == slot_of(b"i%d" % bucket)
 
 
@@ -84,7 +87,8 @@ def test_the_form_of_keys_is_fixed() -> None:
     assert keys.scores(token, "v").startswith(b"fs:{AAECAwQFBgcICQoLDA0ODw}:s:")
     assert keys.markers("7") == b"fs:{7}:markers:B47aDkg0VC4"
     assert keys.progress("7") == b"fs:{7}:progress:B47aDkg0VC4"
-    assert keys.labels(17, 48, 3) == b"fs:{i17}:48:3"
+    name = index_name([("card", "card"), ("pair", "card", "merchant")])
+    assert keys.labels(17, name, 3) == b"fs:{i17}:fy1HKQzN05w:3"
     assert keys.control("stream") == b"fs:{control}:stream"
 
 

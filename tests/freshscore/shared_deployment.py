@@ -17,7 +17,7 @@ from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.deployment import Deployment, opened
-from freshscore.invalidation.kafka_door import LogWriter
+from freshscore.invalidation.kafka_writing import LogWriter
 from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisCluster, RedisServer
 

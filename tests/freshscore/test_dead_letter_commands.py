@@ -11,7 +11,7 @@ from freshscore.features.redis_compaction import Compactor
 from freshscore.invalidation import letter_reading
 from freshscore.invalidation.dead_letters import DeadLetter
 from freshscore.invalidation.holding import Hold
-from freshscore.invalidation.kafka_door import LogAdmin
+from freshscore.invalidation.kafka_admin import LogAdmin
 from tests.freshscore.shared_deployment import (
     CARDS,
     HOUR_MS,

@@ -12,7 +12,7 @@ from freshscore import Scorer
 from freshscore.config.clock import SystemClock
 from freshscore.features.redis_compaction import Compactor
 from freshscore.features.row import TOKENS
-from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.letter_reading import values_between
 from freshscore.invalidation.verifying import verify_states
 from freshscore.scoring.decisions import Decision, unpacked

@@ -247,7 +247,7 @@ def test_labels_find_their_payment_in_the_index(hashed: bool) -> None:
     batch = batcher.build(NONE, messages([json.dumps(one).encode() for one in labels]), NOW_MS)
     assert batch.counts == {"looked up": len(labels)}
     assert batch.requests == [None]
-    index = LabelIndex(RedisKeys("test"), len(program.entities), _INDEX_DAYS)
+    index = LabelIndex(RedisKeys("test"), program, _INDEX_DAYS)
     found = []
     for lookup in batch.lookups:
         keys = index.keys_of(lookup.label.row, NOW_MS)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from freshscore.invalidation.partitions import CUT, EMPTY, WHOLE, NodeMarker, Place, begin_of
+from freshscore.invalidation.partitions import (
+    CUT,
+    EMPTY,
+    WHOLE,
+    NodeMarker,
+    Place,
+    begin_of,
+    is_cut_off,
+)
 
 _HAS, _LOST = True, False
 
@@ -21,14 +29,34 @@ _HAS, _LOST = True, False
         (0, [(_HAS, 95)], 0, 0),
         # A node that has never seen the partition gets all that the log still has.
         (90, [(_HAS, 95), (_HAS, None)], 12, 12),
-        # What retention has removed is gone.
-        (5, [(_HAS, 7)], 12, 12),
+        # Behind the commit retention may have removed what all nodes hold.
+        (5, [(_HAS, 17)], 12, 12),
     ],
 )
 def test_a_partition_begins_at_the_lowest_of_what_is_durable(
     committed: int | None, markers: list[tuple[bool, int | None]], first: int, begin: int
 ) -> None:
     assert begin_of(committed, [NodeMarker(*one) for one in markers], first) == (begin, False)
+
+
+@pytest.mark.parametrize(
+    ("has_epoch", "offset", "first", "cut_off"),
+    [
+        (_HAS, 12, 12, False),
+        (_HAS, 11, 12, True),
+        # A partition that came when no consumer ran, and was cut before one did.
+        (_HAS, None, 1, True),
+        (_HAS, None, 0, False),
+        # A rebuilding takes what there is, and must not be overtaken once it has begun.
+        (_LOST, None, 12, False),
+        (_LOST, 12, 12, False),
+        (_LOST, 11, 12, True),
+    ],
+)
+def test_a_node_is_cut_off_where_the_log_begins_behind_its_marker(
+    has_epoch: bool, offset: int | None, first: int, cut_off: bool
+) -> None:
+    assert is_cut_off(NodeMarker(has_epoch, offset), first) is cut_off
 
 
 def test_a_node_that_lost_its_data_is_rebuilt_from_all_that_there_is() -> None:

@@ -12,7 +12,7 @@ from freshscore.cli import main
 from freshscore.config.loading import load_settings
 from freshscore.config.settings import Settings
 from freshscore.features.specification import FeatureSpecification
-from freshscore.invalidation.kafka_door import LogAdmin
+from freshscore.invalidation.kafka_admin import LogAdmin
 from freshscore.invalidation.topics import check_topics, make_topics, topic_names
 from tests.servers.kafka_broker import KafkaBroker
 

@@ -1,4 +1,4 @@
-"""The door to Kafka, on a real broker: reading in place is reading, and trouble has a name."""
+"""The doors to Kafka, on a real broker: reading in place is reading, and trouble has a name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kafka as client
@@ -14,14 +14,11 @@ import pytest
 
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
-from freshscore.invalidation.kafka_door import (
-    Delivered,
-    Fetched,
-    LogAdmin,
-    LogReader,
-    LogWriter,
-    Partition,
-)
+from freshscore.invalidation.kafka_admin import LogAdmin
+from freshscore.invalidation.kafka_batches import Fetched
+from freshscore.invalidation.kafka_reading import LogReader
+from freshscore.invalidation.kafka_writing import Delivered, LogWriter
+from freshscore.invalidation.partitions import Partition
 from tests.servers.kafka_broker import KafkaBroker
 
 _LIMIT_POLLS = 200
@@ -169,6 +166,16 @@ def test_an_absent_topic_and_an_absent_broker_are_said(settings: KafkaSettings) 
         LogWriter(away)
 
 
+def test_a_session_that_the_brokers_refuse_is_said(kafka: KafkaBroker, topic: str) -> None:
+    """With the setting, its value and their limits; trying again would change nothing."""
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap, session_s=0.5)
+    reader = LogReader(settings, [topic], group=uuid.uuid4().hex)
+    limits = r"from 1 s \(group\.min\.session\.timeout\.ms\) to 1800 s"
+    with pytest.raises(SettingsError, match=rf"kafka\.session_s = 0\.5: .* {limits}"):
+        reader.poll(100)
+    reader.close()
+
+
 def test_closing_from_another_thread_ends_a_poll(settings: KafkaSettings, topic: str) -> None:
     """So a consumer that waits for partitions stops at once when it is told to."""
     reader = LogReader(settings, [topic], group=uuid.uuid4().hex)
@@ -179,6 +186,33 @@ def test_closing_from_another_thread_ends_a_poll(settings: KafkaSettings, topic:
             break
         reader.poll(50)
     closing.join()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_whatever_is_asked_of_a_reader_that_another_thread_has_closed_is_unavailable(
+    settings: KafkaSettings, topic: str, wait: bool
+) -> None:
+    reader = LogReader(settings, [topic], group=f"g-{topic}")
+    while len(reader.assignment) < 2:
+        reader.poll(100)
+    at = (topic, 0)
+    reader.close()
+    asked: list[Callable[[], object]] = [
+        lambda: reader.seek(at, 0),
+        lambda: reader.pause([at]),
+        lambda: reader.resume([at]),
+        lambda: reader.position(at),
+        lambda: reader.committed(at),
+        lambda: reader.beginnings([at]),
+        lambda: reader.ends([at]),
+    ]
+    for ask in asked:
+        with pytest.raises(Unavailable):
+            ask()
+    reader.commit({at: 0}, wait=wait)
+    assert reader.has_failed_to_commit
+    assert reader.poll(100) == []
+    assert not reader.assignment
 
 
 @pytest.mark.parametrize("in_place", [True, False])
