@@ -152,7 +152,7 @@ class RedisSettings(_Group):
     cluster: bool = False
     namespace: str = Field(default="fs", pattern=r"^[A-Za-z0-9_.-]+$", max_length=32)
     timeout_ms: int = Field(default=1_000, ge=1, le=60_000)
-    max_connections: int = Field(default=64, ge=1, le=4_096)
+    max_connections: int = Field(default=64, ge=2, le=4_096)
     idle_margin_days: int = Field(default=2, ge=1, le=366)
     lease_s: float = Field(default=5.0, ge=0.05, le=600.0)
     heartbeat_s: float = Field(default=1.0, ge=0.01, le=60.0)

@@ -2,8 +2,8 @@
 
 Rule: a Transaction that exists is valid and never changes, so everything behind it trusts it,
 and the packed form that a scorer keeps beside it stays true.
-Its `repr` shows names of entities, never their identifiers; a name that looks like an identifier is
-shown by its length alone, here and in every message.
+Its `repr` shows names of entities, never their identifiers, nor any other (a payment's own is one
+too); a name that looks like an identifier is shown by its length alone, here and in every message.
 """
 
 from __future__ import annotations
@@ -242,9 +242,8 @@ class Transaction:
     def __repr__(self) -> str:
         names = ", ".join(map(_plain_name, sorted(self._entities)))
         return (
-            f"Transaction(transaction_id={self._transaction_id!r}, time={self._time},"
-            f" amount_minor={self._amount_minor}, currency={self._currency!r},"
-            f" kind={self._kind!r}, entities=<{names}>)"
+            f"Transaction(time={self._time}, amount_minor={self._amount_minor},"
+            f" currency={self._currency!r}, kind={self._kind!r}, entities=<{names}>)"
         )
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -58,6 +58,17 @@ class RowStates(Protocol):
         """Let the context have the states of row `number`."""
         ...
 
+    def is_found(self, out: NDArray[np.uint8]) -> bool:
+        """After NEEDS_MODEL in `out`: whether the score of the row taken last is known elsewhere.
+
+        Then it is kept, and in `out`.
+        """
+        ...
+
+    def computed(self, out: NDArray[np.uint8]) -> None:
+        """The model gave the score in `out`, of the row taken last."""
+        ...
+
 
 def score_table(
     serving: Serving,
@@ -69,8 +80,9 @@ def score_table(
 ) -> Scored:
     """Score every payment of `table` at `as_of_ms` (0: as `Scorer.score` chooses).
 
-    A model that is not walked is called once for all rows that need it; wait_s: how long to wait,
-    after that, for what other threads compute. states: None where all are in memory.
+    A model that is not walked is called once for all rows that need it, and whose scores no other
+    process has computed; wait_s: how long to wait, after that, for what other threads compute.
+    states: None where all are in memory.
     """
     rows = rows_of(table, serving.packer)
     outs = np.zeros((len(rows), serving.out_bytes), np.uint8)
@@ -85,7 +97,10 @@ def score_table(
         if states is not None:
             states.take(rows, i)
             at_ms = states.instant(rows[i], as_of_ms)
-        scored.statuses[i] = score_in(context_at, row_at, at_ms, out_at)
+        status = score_in(context_at, row_at, at_ms, out_at)
+        if status == c.NEEDS_MODEL and states is not None and states.is_found(outs[i]):
+            status = c.SERVED
+        scored.statuses[i] = status
         row_at += row_bytes
         out_at += out_bytes
     needing = np.flatnonzero(scored.statuses == c.NEEDS_MODEL)
@@ -136,6 +151,8 @@ def _call_model(
                     at_context,
                 )
                 statuses[i] = c.SERVED
+                if states is not None:
+                    states.computed(outs[i])
     finally:
         for key, flight in boarded.items():
             flights.land(key, flight)

@@ -230,7 +230,7 @@ class Desk:
     """Room for one request's commands, with a node's own question before them."""
 
     def __init__(self, n_bytes: int, n_commands: int) -> None:
-        # The longest question of a node: its tag has at most seven digits.
+        # The longest question of a node: its tag has at most ten digits.
         self._before = 256
         self._room = bytearray(self._before + n_bytes)
         self._view = memoryview(self._room)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from freshscore.config.errors import BadModel
 from freshscore.features.specification import Column, FeatureSpecification, duration_ms
 from freshscore.scoring.model import Model
-from freshscore.scoring.result import Result
+from freshscore.scoring.result import Result, ShownWithoutIdentifier
 from freshscore.scoring.serving import ServableModel
 
 _SERVED: Final = {
@@ -59,7 +59,7 @@ class Contribution(msgspec.Struct, frozen=True):
     sentence: str | None
 
 
-class Explanation(msgspec.Struct, frozen=True):
+class Explanation(ShownWithoutIdentifier, frozen=True):
     """The score of one payment, explained.
 
     source: memo, box, cell or computed; served: a sentence on why. expected: the raw score before

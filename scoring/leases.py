@@ -13,6 +13,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import Unavailable
@@ -20,6 +21,51 @@ from freshscore.invalidation.control import Control, Invalidation
 
 # The number of no invalidation: who has seen nothing is told to give up everything.
 _NOTHING_SEEN = -1
+
+
+class Lease(Protocol):
+    """Until when, on the monotonic clock, cached scores may be served.
+
+    seen: the number of the newest invalidation that was carried out here.
+    """
+
+    @property
+    def until_s(self) -> float:
+        """The end."""
+        ...
+
+    @property
+    def seen(self) -> int:
+        """The number."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class CacheRight:
+    """What a lease allows now; None is for where nobody invalidates, and allows all."""
+
+    def __init__(self, lease: Lease | None, clock: Clock) -> None:
+        self.lease = lease
+        self._clock = clock
+
+    def is_cache_off(self) -> bool:
+        """Whether nothing may be served that is not computed now."""
+        lease = self.lease
+        return lease is not None and self._clock.monotonic_s() >= lease.until_s
+
+    def generation(self) -> int:
+        """The newest invalidation that is known here."""
+        lease = self.lease
+        return 0 if lease is None else lease.seen
+
+    def close(self) -> None:
+        """Give the lease back."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.close()
 
 
 class LeaseKeeper:

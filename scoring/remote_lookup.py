@@ -6,6 +6,7 @@ the answer, by another thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from freshscore.config.clock import Clock
@@ -74,6 +75,19 @@ class RemoteLookup:
         self.n_asked += asks
         return fetched
 
+    def fetch_all(
+        self, plain: Exchanges, desk: Desk, rows: Sequence[bytes], limit_s: float
+    ) -> list[Fetched]:
+        """The same for several rows, in one exchange: nothing is measured, for they share its cost.
+
+        Until it is known whether candidates pay they are asked for: whoever calls a model over a
+        network, or is charged by the call, scores many rows first of all.
+        """
+        asks = self._worth.is_likely
+        fetched = (self.asking if asks else plain).fetch_all(desk, rows, limit_s)
+        self.n_asked += len(rows) * asks
+        return fetched
+
     def answered(
         self,
         context_at: int,
@@ -107,7 +121,16 @@ class RemoteLookup:
 
     def offer(self, token: bytes, out: bytes, generation: int) -> None:
         """Keep the score in `out` for others, where that pays."""
-        if any(token) and self._worth.keeps():
+        if self._worth.keeps():
+            self._offer(token, out, generation)
+
+    def offer_of_many(self, token: bytes, out: bytes, generation: int) -> None:
+        """The same for a score of many that were computed at once."""
+        if self._worth.is_likely:
+            self._offer(token, out, generation)
+
+    def _offer(self, token: bytes, out: bytes, generation: int) -> None:
+        if any(token):
             score, _, _, at_ms, _ = _HEAD(out)
             self._outbox.add((token, encoded(out[HASH], score, at_ms, generation)))
 

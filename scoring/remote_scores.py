@@ -105,6 +105,11 @@ class Worth:
         """Whether a score that was just computed should be kept for others."""
         return self.is_used or len(self._keeping) < _ENOUGH or self._n % _OTHER_WAY == 0
 
+    @property
+    def is_likely(self) -> bool:
+        """Whether they pay, as far as is known: also before enough was measured."""
+        return self.is_used or not self.is_measured
+
     def note_exchange(self, elapsed_s: float, with_candidates: bool) -> None:
         """An exchange took so long."""
         (self._with if with_candidates else self._without).append(elapsed_s)

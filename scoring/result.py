@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -41,9 +41,24 @@ _SENTENCES: Final = {
 }
 
 _INT: Final = struct.Struct("<q").unpack_from
+# An identifier, and bytes that say nothing to a reader.
+_NOT_SHOWN: Final = ("transaction_id", "raw")
 
 
-class Result(msgspec.Struct, frozen=True, gc=False, repr_omit_defaults=True):
+class ShownWithoutIdentifier(msgspec.Struct, frozen=True):
+    """What is logged without a thought: its `repr` does not name the payment."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Name and value of what is shown, also by tools that lay it out themselves."""
+        names = [name for name in self.__struct_fields__ if name not in _NOT_SHOWN]
+        return [(name, getattr(self, name)) for name in names]
+
+
+class Result(ShownWithoutIdentifier, frozen=True, gc=False):
     """One answer.
 
     transaction_id: as asked. score: float64. decision: approve, review or decline. source: memo,

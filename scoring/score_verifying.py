@@ -21,7 +21,7 @@ from freshscore.features.packing import Packer
 from freshscore.features.reading_decoded import DecodedReader
 from freshscore.features.redis_reading import StoredStates
 from freshscore.invalidation.deployment import Deployment
-from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.letter_reading import values_between
 from freshscore.scoring.decisions import Decision, unpacked
 from freshscore.scoring.kept_scores import kept_scores

@@ -114,9 +114,9 @@ class Scorer:
         loaded = load_settings(profile, settings=settings)
         if loaded.store.backend == "redis":
             # The clients of Redis and Kafka are imported by those who have servers.
-            from freshscore.scoring.shared_scorer import SharedScorer
+            from freshscore.scoring.shared_opening import open_shared
 
-            return SharedScorer.connected(loaded, model)
+            return open_shared(loaded, model)
         state = EmbeddedState.open(loaded)
         chosen = chosen_model(loaded, state.store.program.specification, model)
         serving = Serving(state.store, chosen, tier_limits(loaded), random_seed())

@@ -20,16 +20,23 @@ _CACHE_OFF: Final = c.CACHE_OFF // 8
 _SCRATCH: Final = c.SCRATCH // 8
 # The keeper of the lease, and one for scores to be kept or a command.
 _MOST_RESERVED: Final = 2
+# Above every ticket: of a seat for which no exchange is under way.
+NO_TICKET: Final = 2**62
 
 
 class Seat:
-    """The states of one request, the context that scores on them, room for its commands."""
+    """The states of one request, the context that scores on them, room for its commands.
 
-    __slots__ = ("_is_off", "context", "context_at", "desk", "store")
+    ticket: that of its exchange, drawn before this is sent (scoring/pending.py), until the seat is
+    given back.
+    """
+
+    __slots__ = ("_is_off", "context", "context_at", "desk", "store", "ticket")
 
     def __init__(self, store: RequestStore, tier: Tier, desk: Desk) -> None:
         self.store = store
         self.desk = desk
+        self.ticket = NO_TICKET
         self.context = tier.context_of(store)
         self.context_at = address_of(self.context)
         self._is_off = False
@@ -48,7 +55,7 @@ class Seat:
 
 
 def most_seats(max_connections: int) -> int:
-    """How many of the connections scores may hold; the rest is for whoever works beside them."""
+    """How many of at least two connections scores may hold; the rest is for who works beside."""
     return max_connections - min(_MOST_RESERVED, max_connections // 2)
 
 
@@ -63,6 +70,7 @@ class Seats:
         # Appending and popping are single steps under the interpreter's lock, so that whoever
         # finds a free seat pays for nothing else.
         self._free: list[Seat] = []
+        self._made: list[Seat] = []
         self._changed = threading.Condition()
         self._n_made = 0
         self._n_waiting = 0
@@ -76,11 +84,17 @@ class Seats:
 
     def give_back(self, seat: Seat) -> None:
         """End the use of a seat."""
+        # Before another request can have it.
+        seat.ticket = NO_TICKET
         self._free.append(seat)
         # Whoever waits has said so before it looked at the free ones for the last time.
         if self._n_waiting:
             with self._changed:
                 self._changed.notify()
+
+    def oldest_ticket(self) -> int:
+        """The lowest ticket of the exchanges that are under way; NO_TICKET where there is none."""
+        return min([seat.ticket for seat in self._made], default=NO_TICKET)
 
     def close(self) -> None:
         """Give the connections of all free seats back."""
@@ -96,7 +110,9 @@ class Seats:
         try:
             like = self._like
             store = RequestStore(like.program, like.keys, like.limits)
-            return Seat(store, self._tier, self._exchanges.desk())
+            seat = Seat(store, self._tier, self._exchanges.desk())
+            self._made.append(seat)
+            return seat
         except BaseException:
             with self._changed:
                 self._n_made -= 1

@@ -34,7 +34,7 @@ class Delivered(Protocol):
 
 
 class Writer(Protocol):
-    """What takes messages to the log (invalidation/kafka_door.py)."""
+    """What takes messages to the log (invalidation/kafka_writing.py)."""
 
     def send(
         self,

@@ -9,31 +9,26 @@ lease. What leaves behind an answer (its decision, its score for others) never m
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import (
     AsOfTooOld,
     BadTransaction,
-    DamagedState,
     DeadlineExceeded,
     Unavailable,
 )
-from freshscore.config.secret import random_seed, shared_secret
+from freshscore.config.secret import random_seed
 from freshscore.config.settings import Settings
-from freshscore.features import tables as t
 from freshscore.features.memory import BYTES_AT
 from freshscore.features.packing import Keys
-from freshscore.features.program import Program, compiled
+from freshscore.features.program import Program
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.request_store import RequestStore
-from freshscore.features.row import TIME
-from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.store import StoreLimits
 from freshscore.features.transaction import Transaction, time_ms
@@ -41,17 +36,22 @@ from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.feed import Acceptance
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
+from freshscore.scoring.carrying_out import carry_out
 from freshscore.scoring.counts import counts_of
 from freshscore.scoring.decisions import packed
 from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
+from freshscore.scoring.key_checking import KeyCheck
+from freshscore.scoring.leases import CacheRight, Lease
 from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.remote_lookup import RemoteLookup
+from freshscore.scoring.request_states import RequestStates
 from freshscore.scoring.result import DECISIONS, SOURCES, Result
-from freshscore.scoring.scorer import Scorer, check_deadline, chosen_model, set_aside, tier_limits
+from freshscore.scoring.scorer import Scorer, check_deadline, set_aside, tier_limits
 from freshscore.scoring.seats import Seat, Seats, most_seats
 from freshscore.scoring.serving import ServableModel, Serving, with_model_score
 from freshscore.scoring.shared_feed import SharedFeed, Writer
+from freshscore.scoring.shared_rows import ROWS_AT_ONCE, TableStates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,33 +61,10 @@ if TYPE_CHECKING:
     from freshscore.scoring.batch import Scored
 
 _HEAD: Final = c.HEAD.unpack_from
-# Rows of one exchange of `score_many`: their states fit into what a socket and a cache take.
-_ROWS_AT_ONCE: Final = 128
 _MOST_THREADS: Final = 32
 _CLOSING_S: Final = 5.0
 # One score in so many is timed: a prime, which no period of traffic fits.
 _TIMED: Final = 13
-
-
-class Lease(Protocol):
-    """Until when, on the monotonic clock, cached scores may be served (scoring/leases.py).
-
-    seen: the number of the newest invalidation that was carried out here.
-    """
-
-    @property
-    def until_s(self) -> float:
-        """The end."""
-        ...
-
-    @property
-    def seen(self) -> int:
-        """The number."""
-        ...
-
-    def close(self) -> None:
-        """Give it back."""
-        ...
 
 
 class SharedScorer(Scorer):
@@ -120,15 +97,37 @@ class SharedScorer(Scorer):
         if clock is not None:
             self._clock = clock
         self._nodes = nodes
-        self._lease = lease
+        self._right = CacheRight(lease, self._clock)
         names = RedisKeys(redis.namespace, state_fingerprints(program))
         self._exchanges = Exchanges(nodes, names, self._like.layouts)
-        self._limit_s = redis.timeout_ms / 1000.0
-        self._pending = PendingEvents(redis.max_pending_events, redis.pending_s, self._clock)
-        acceptance = Acceptance.of(store)
+        self._remote = (
+            RemoteLookup(settings, nodes, names, self._like, serving, self._clock)
+            if shares_scores and model.forest is None
+            else None
+        )
+        widest = self._exchanges if self._remote is None else self._remote.asking
+        most = most_seats(redis.max_connections)
+        self._seats = Seats(self._like, serving.tier, widest, most)
+        self._pending = PendingEvents(
+            redis.max_pending_events, redis.pending_s, self._clock, self._seats.oldest_ticket
+        )
+        key_check = KeyCheck(nodes, names, keys.key_id, self._clock, redis.heartbeat_s)
+        self._states = RequestStates(
+            self._exchanges,
+            self._remote,
+            self._pending,
+            key_check,
+            self._clock,
+            redis.timeout_ms / 1000.0,
+        )
         producer = writer if settings.kafka.produce else None
         self._shared_feed = SharedFeed(
-            producer, settings.kafka, serving.packer, acceptance, self._pending, self._clock
+            producer,
+            settings.kafka,
+            serving.packer,
+            Acceptance.of(store),
+            self._pending,
+            self._clock,
         )
         self._decisions: Outbox[bytes] | None = None
         if writer is not None:
@@ -139,68 +138,9 @@ class SharedScorer(Scorer):
                 settings.kafka.max_unsent_decisions,
             )
         self._version_bytes = serving.version.encode()
-        self._remote = (
-            RemoteLookup(settings, nodes, names, self._like, serving, self._clock)
-            if shares_scores and model.forest is None
-            else None
-        )
-        widest = self._exchanges if self._remote is None else self._remote.asking
-        most = most_seats(redis.max_connections)
-        self._seats = Seats(self._like, serving.tier, widest, most)
         self._counting = threading.Lock()
-        self._n = dict.fromkeys(("mended", "damaged", "unavailable"), 0)
-        # Counts in one step under the interpreter's lock.
-        self._exchanged = itertools.count(1)
-        self._n_exchanges = 0
-        self._watermark_ms = 0
+        self._n_unavailable = 0
         self._async = Threads(min(_MOST_THREADS, most))
-
-    @classmethod
-    def connected(
-        cls, settings: Settings, model: ServableModel | Callable[..., Any] | None
-    ) -> SharedScorer:
-        """The scorer that the settings name, with its servers.
-
-        Raises SettingsError, Unavailable, WrongSecret, NoModel, ModelMismatch.
-        """
-        from freshscore.invalidation.control import Control
-        from freshscore.invalidation.deployment import check_key
-        from freshscore.invalidation.kafka_door import LogWriter
-        from freshscore.scoring.leases import LeaseKeeper
-
-        specification = FeatureSpecification.named(settings.store.specification)
-        secret = shared_secret(settings.store.path)
-        chosen = chosen_model(settings, specification, model)
-        nodes = Nodes.open(settings.redis)
-        program = compiled(specification)
-        keys = Keys(program, secret)
-        try:
-            names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
-            check_key(nodes, names, keys.key_id)
-        except BaseException:
-            nodes.close()
-            raise
-        scorer = cls(
-            settings,
-            nodes,
-            chosen,
-            program,
-            keys,
-            # While Kafka is away scores go on.
-            writer=LogWriter(settings.kafka, wait=False),
-            # A bare callable has no version of its own, under which others could know its scores.
-            shares_scores=chosen is model or model is None,
-        )
-        keeper = LeaseKeeper(
-            Control(nodes, settings.redis.namespace),
-            f"{random_seed():016x}",
-            settings.redis.lease_s,
-            settings.redis.heartbeat_s,
-            scorer.carry_out,
-        )
-        keeper.start()
-        scorer._lease = keeper
-        return scorer
 
     def score(
         self,
@@ -213,8 +153,8 @@ class SharedScorer(Scorer):
 
         deadline_ms: of the exchange with Redis (a connection that must be made for it included),
         and of the wait where the same score is being computed by another thread; above 0 and
-        finite. Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable, Closed,
-        ForkedScorer.
+        finite. Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable,
+        WrongSecret (the states that are read are of another), Closed, ForkedScorer.
         """
         serving = self._open_serving()
         if deadline_ms is not None:
@@ -223,7 +163,7 @@ class SharedScorer(Scorer):
         transaction = Transaction.of(tx)
         row = serving.packer.row(transaction)
         at_ms = self._instant(transaction, as_of)
-        limit_s = self._limit_s
+        limit_s = self._states.limit_s
         if deadline_ms is not None:
             limit_s = min(limit_s, deadline_ms / 1000.0)
         try:
@@ -233,7 +173,8 @@ class SharedScorer(Scorer):
             finally:
                 self._seats.give_back(seat)
         except Unavailable as problem:
-            self._count("unavailable")
+            with self._counting:
+                self._n_unavailable += 1
             elapsed_ms = 1000.0 * (self._clock.monotonic_s() - started_s)
             if deadline_ms is not None and elapsed_ms >= deadline_ms:
                 raise DeadlineExceeded(
@@ -297,40 +238,36 @@ class SharedScorer(Scorer):
     def stats(self) -> dict[str, Any]:
         """What was counted since the scorer was opened (docs/statistics.md has the names)."""
         serving = self._open_serving()
-        with self._counting:
-            counted = dict(self._n)
-        watermark_ms = self._watermark_ms
+        states = self._states
+        watermark_ms = states.watermark_ms
         store = {
             "backend": "redis",
             "watermark_ms": watermark_ms,
             "lag_ms": self._clock.now_ms() - watermark_ms if watermark_ms else None,
-            "exchanges": self._n_exchanges,
-            **counted,
+            "exchanges": states.n_exchanges,
+            **states.counts,
+            "unavailable": self._n_unavailable,
             "pending": len(self._pending),
             "pending_events": self._pending.counts,
         }
         found = counts_of(serving, store, self._shared_feed.counts, self._latencies)
-        found["cache"]["may_serve"] = not self._is_cache_off()
+        found["cache"]["may_serve"] = not self._right.is_cache_off()
         if self._decisions is not None:
             found["decisions"] = outbox_counts(self._decisions)
         if self._remote is not None:
             found["remote_scores"] = self._remote.counts
         return found
 
+    def take_lease(self, lease: Lease) -> None:
+        """From now on serve from the cache as `lease` allows; it is given back at the end."""
+        self._right.lease = lease
+
     def carry_out(self, told: Sequence[Invalidation]) -> None:
         """Serve nothing more of what was invalidated, up to now."""
         serving = self._serving
         if serving is None:
             return
-        for one in told:
-            if one.kind == "entity":
-                serving.tier.invalidate(token=bytes.fromhex(one.what))
-            elif one.kind == "cohort":
-                number = self._cohort(serving, one.what)
-                if number is not None:
-                    serving.tier.invalidate(cohort=number)
-            elif one.kind != "model" or one.what == serving.version:
-                serving.tier.invalidate(model=True)
+        carry_out(serving, told)
 
     def _call_model(self, serving: Serving, row: bytes, out: bytes, context_at: int) -> None:
         remote = self._remote
@@ -338,23 +275,11 @@ class SharedScorer(Scorer):
             with_model_score(serving, row, out, context_at)
             return
         # What is invalidated while the model works makes this too old.
-        generation = self._generation()
+        generation = self._right.generation()
         started_s = self._clock.monotonic_s()
         with_model_score(serving, row, out, context_at)
         remote.note_model(self._clock.monotonic_s() - started_s)
         remote.offer(tokens_of(row, 1)[0], out, generation)
-
-    def _generation(self) -> int:
-        """The newest invalidation that is known here."""
-        lease = self._lease
-        return 0 if lease is None else lease.seen
-
-    def _cohort(self, serving: Serving, name: str) -> int | None:
-        names = [one.name for one in serving.model.cohorts]
-        if name in names:
-            return names.index(name)
-        # The last one has no condition: all who meet none.
-        return len(names) if name == "all" else None
 
     def _open_serving(self) -> Serving:
         serving = self._serving
@@ -367,10 +292,6 @@ class SharedScorer(Scorer):
             return max(self._clock.now_ms(), transaction._time)
         return time_ms(as_of, "as_of")
 
-    def _is_cache_off(self) -> bool:
-        lease = self._lease
-        return lease is not None and self._clock.monotonic_s() >= lease.until_s
-
     def _scored(
         self,
         seat: Seat,
@@ -382,13 +303,14 @@ class SharedScorer(Scorer):
         deadline_ms: float | None,
     ) -> Result:
         ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
-        limit_s = self._left_s(ends_s)
-        remote = self._remote
+        states, remote = self._states, self._remote
+        limit_s = states.left_s(ends_s)
+        seat.ticket = self._pending.ticket()
         if remote is None:
             fetched = self._exchanges.fetch(seat.desk, row, limit_s)
         else:
             fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
-        self._n_exchanges = number = next(self._exchanged)
+        states.n_exchanges = number = states.next_exchange()
         result = self._answered(seat, serving, transaction, row, at_ms, fetched, ends_s)
         if number % _TIMED == 0:
             elapsed_s = self._clock.monotonic_s() - started_s
@@ -406,16 +328,18 @@ class SharedScorer(Scorer):
         ends_s: float | None,
     ) -> Result:
         """The answer on what was fetched."""
-        pending = self._taken(seat, row, fetched, ends_s)
+        pending = self._states.take(seat, row, fetched, ends_s)
+        is_cache_off = self._right.is_cache_off()
+        seat.set_out(is_cache_off)
         out = bytes(serving.out_bytes)
         status = serving.score_in(seat.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
         if status:
             left_ms = None
             if ends_s is not None:
                 left_ms = max(0.0, 1000.0 * (ends_s - self._clock.monotonic_s()))
-            if self._remote is not None and status == c.NEEDS_MODEL and not self._is_cache_off():
+            if self._remote is not None and status == c.NEEDS_MODEL and not is_cache_off:
                 out = self._remote.answered(
-                    seat.context_at, serving, row, out, fetched, self._generation()
+                    seat.context_at, serving, row, out, fetched, self._right.generation()
                 )
             if out[c.OUT_MODE] != c.FOUND:
                 out = self._go_on(
@@ -439,65 +363,10 @@ class SharedScorer(Scorer):
             len(pending),
         )
 
-    def _left_s(self, ends_s: float | None) -> float:
-        """What an exchange may take that must end at `ends_s`. Raises Unavailable for nothing."""
-        if ends_s is None:
-            return self._limit_s
-        left_s = ends_s - self._clock.monotonic_s()
-        if left_s <= 0.0:
-            raise Unavailable("no time is left to ask Redis")
-        return min(self._limit_s, left_s)
-
-    def _taken(
-        self, seat: Seat, row: bytes, fetched: Fetched, ends_s: float | None = None
-    ) -> tuple[bytes, ...]:
-        """Put what was fetched, and what is pending, into the seat; identities of the latter."""
-        pending: tuple[bytes, ...] = ()
-        states = fetched.states
-        if self._pending.is_any:
-            tokens = tokens_of(row, len(states))
-            if self._pending.concerns(tokens):
-                states, pending = self._pending.united(tokens, states)
-        store = seat.store
-        if not store.take(
-            row, states, fetched.watermark_ms, fetched.complete_since_ms, fetched.degraded
-        ):
-            self._mend(seat, row, states, fetched, ends_s)
-        seat.set_out(self._is_cache_off())
-        self._watermark_ms = fetched.watermark_ms
-        return pending
-
-    def _mend(
-        self,
-        seat: Seat,
-        row: bytes,
-        states: list[bytes | None],
-        fetched: Fetched,
-        ends_s: float | None,
-    ) -> None:
-        """Count late facts of folded events, with what was folded; count damaged states."""
-        store = seat.store
-        late, damaged = store.late, store.damaged
-        degraded = fetched.degraded
-        tokens = tokens_of(row, len(states))
-        for entity in late:
-            left_s = self._left_s(ends_s)
-            past = self._exchanges.past(seat.desk, entity, tokens[entity], left_s)
-            if past:
-                try:
-                    states[entity] = store.with_past(entity, past)
-                except DamagedState:
-                    degraded |= t.STATE_DAMAGED
-        if late:
-            store.take(row, states, fetched.watermark_ms, fetched.complete_since_ms, degraded)
-            self._count("mended", len(late))
-        if damaged:
-            self._count("damaged", len(damaged))
-
     def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
         results: list[Result] = []
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            results += self._some(serving, rows[first : first + _ROWS_AT_ONCE], at_ms or None)
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            results += self._some(serving, rows[first : first + ROWS_AT_ONCE], at_ms or None)
         return results
 
     def _some(self, serving: Serving, rows: Sequence[Any], at_ms: int | None) -> list[Result]:
@@ -510,11 +379,9 @@ class SharedScorer(Scorer):
                 good.append((number, transaction, serving.packer.row(transaction)))
             except BadTransaction as problem:
                 results[number] = set_aside(serving, row, problem)
-        seat = self._seats.take(self._limit_s)
+        seat = self._seats.take(self._states.limit_s)
         try:
-            packed_rows = [row for _, _, row in good]
-            fetched = self._exchanges.fetch_all(seat.desk, packed_rows, self._limit_s)
-            self._n_exchanges = next(self._exchanged)
+            fetched = self._states.fetch_all(seat, [row for _, _, row in good])
             for (number, transaction, row), found in zip(good, fetched, strict=True):
                 instant = self._instant(transaction, at_ms)
                 try:
@@ -531,18 +398,20 @@ class SharedScorer(Scorer):
         from freshscore.scoring.batch import score_table
 
         wait_s = self._settings.cache.inflight_wait_s
-        seat = self._seats.take(self._limit_s)
+        seat = self._seats.take(self._states.limit_s)
         try:
-            states = _Rows(self, seat, None if at_ms else self._clock.now_ms())
+            now_ms = self._clock.now_ms()
+            states = TableStates(serving, seat, self._states, self._remote, self._right, now_ms)
             return score_table(serving, table, at_ms, self._flights, wait_s, states)
         finally:
             self._seats.give_back(seat)
 
     def _vector(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
-        seat = self._seats.take(self._limit_s)
+        seat = self._seats.take(self._states.limit_s)
         try:
-            fetched = self._exchanges.fetch(seat.desk, row, self._limit_s)
-            self._taken(seat, row, fetched)
+            seat.ticket = self._pending.ticket()
+            fetched = self._exchanges.fetch(seat.desk, row, self._states.limit_s)
+            self._states.take(seat, row, fetched)
             return seat.store.features(row, as_of_ms)
         finally:
             self._seats.give_back(seat)
@@ -555,9 +424,7 @@ class SharedScorer(Scorer):
         )
 
     def _close_state(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+        self._right.close()
         self._async.close()
         self._seats.close()
         if self._decisions is not None:
@@ -569,37 +436,4 @@ class SharedScorer(Scorer):
 
     def _abandon_state(self) -> None:
         # Threads are not there in the child, and connections are the parent's.
-        self._lease = None
-
-    def _count(self, what: str, n: int = 1) -> None:
-        with self._counting:
-            self._n[what] += n
-
-
-class _Rows:
-    """The states of the rows of a table, fetched some at a time (scoring/batch.py asks)."""
-
-    def __init__(self, scorer: SharedScorer, seat: Seat, now_ms: int | None) -> None:
-        self._scorer = scorer
-        self._seat = seat
-        self._now_ms = now_ms
-        self._first = 0
-        self._fetched: list[Fetched] = []
-        self.context_at = seat.context_at
-
-    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
-        """When a row is scored: at `as_of_ms`, or now, and never before its own time."""
-        return as_of_ms if self._now_ms is None else max(self._now_ms, int(row[TIME // 8]))
-
-    def take(self, rows: NDArray[np.uint64], number: int) -> None:
-        """Put the states of row `number` into the seat."""
-        if not self._first <= number < self._first + len(self._fetched):
-            # A row whose turn comes again is fetched again: what is kept is bounded.
-            some = [row.tobytes() for row in rows[number : number + _ROWS_AT_ONCE]]
-            scorer = self._scorer
-            self._fetched = scorer._exchanges.fetch_all(self._seat.desk, some, scorer._limit_s)
-            scorer._n_exchanges = next(scorer._exchanged)
-            self._first = number
-        # Kept, for the seat points into it.
-        self._row: bytes = rows[number].tobytes()
-        self._scorer._taken(self._seat, self._row, self._fetched[number - self._first])
+        self._right.lease = None

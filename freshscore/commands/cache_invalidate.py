@@ -1,4 +1,9 @@
-"""`freshscore cache invalidate`: cached scores end in all processes, within one lease."""
+"""`freshscore cache invalidate`: cached scores end in all processes, within one lease.
+
+Names of models and cohorts are looked up in the registry here, for a name that nobody knows ends
+nothing, and would seem to have taken effect. But scorers may serve what no registry has (a model
+that is called, or of another folder), so only what contradicts a registered model is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from freshscore.arguments import settings_of
-from freshscore.config.errors import SettingsError
+from freshscore.config.errors import NoModel, SettingsError
 from freshscore.named_entity import add_entity_arguments, named_entity
 
 if TYPE_CHECKING:
+    from freshscore.config.settings import Settings
     from freshscore.invalidation.control import Invalidation
+    from freshscore.scoring.registry import Registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     clock = SystemClock()
     n_dropped = 0
+    # Before any server is asked.
+    named = _told(arguments, settings)
     with ExitStack() as stack:
         if arguments.entity is None:
             nodes = Nodes.open(settings.redis, clock)
             stack.callback(nodes.close)
-            told, token = _told(arguments), None
+            told, token = named, None
         else:
             deployment = stack.enter_context(opened(settings, clock))
             nodes = deployment.nodes
@@ -71,14 +80,61 @@ def run(arguments: argparse.Namespace) -> int:
     return int(effect.n_behind > 0)
 
 
-def _told(arguments: argparse.Namespace) -> Invalidation:
+def _told(arguments: argparse.Namespace, settings: Settings) -> Invalidation:
+    """What is invalidated, unless it is an entity. Raises SettingsError, NoModel, DamagedModel."""
     from freshscore.invalidation.control import COHORT, EVERYTHING, MODEL, Invalidation
 
     if arguments.model is not None:
-        return Invalidation(MODEL, arguments.model)
+        return Invalidation(MODEL, _version(_registry(settings), arguments.model))
     if arguments.cohort is not None:
+        _check_cohort(_registry(settings), arguments.cohort)
         return Invalidation(COHORT, arguments.cohort)
     return Invalidation(EVERYTHING, "")
+
+
+def _registry(settings: Settings) -> Registry:
+    # Only a name needs what models need.
+    from freshscore.scoring.registry import Registry
+
+    return Registry.of(settings.store.path)
+
+
+def _version(registry: Registry, given: str) -> str:
+    """The registered version that is meant, or what was given. Raises NoModel where it is many."""
+    versions = [*dict.fromkeys(entry.version for entry in registry.entries())]
+    try:
+        return registry.entry(given).version
+    except NoModel:
+        if any(given in version for version in versions):
+            raise
+    _warn(
+        f"no registered model has version {given!r} (there are: {', '.join(versions) or 'none'});"
+        " cached scores end only where just this version is served"
+    )
+    return given
+
+
+def _check_cohort(registry: Registry, name: str) -> None:
+    """Raise SettingsError for a cohort of no registered model; say where there is no model."""
+    from freshscore.scoring.model import ALL
+
+    versions = dict.fromkeys(entry.version for entry in reversed(registry.entries()))
+    if not versions:
+        _warn(f"no model is registered here, so nobody can say whether one has cohort {name!r}")
+        return
+    known = {ALL: None}
+    for version in versions:
+        if name in known:
+            return
+        known |= dict.fromkeys(one.name for one in registry.load(version).cohorts)
+    if name not in known:
+        raise SettingsError(
+            f"no registered model has a cohort {name!r}; there are {', '.join(known)}"
+        )
+
+
+def _warn(sentence: str) -> None:
+    print(f"freshscore: {sentence}", file=sys.stderr)
 
 
 def _check_one(arguments: argparse.Namespace) -> None:

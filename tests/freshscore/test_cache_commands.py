@@ -20,8 +20,11 @@ from freshscore.invalidation.control import (
     Invalidation,
 )
 from freshscore.scoring.leases import LeaseKeeper
+from freshscore.scoring.model_file import CohortThresholds
+from freshscore.scoring.registry import Registry
 from freshscore.scoring.remote_scores import ScoreKeeper, encoded
 from tests.freshscore.shared_deployment import CARDS, SECRET, SharedDeployment, now_ms
+from tests.scoring.small_models import small_model
 from tests.servers.redis_servers import RedisServer
 
 TOKEN = bytes(range(1, 17))
@@ -111,6 +114,37 @@ def test_an_invalidation_waits_for_those_who_hold_a_lease(
     assert settings.lease_s / 2 < waited["took_s"] <= settings.lease_s + 1
     assert told[-1] == Invalidation(EVERYTHING, "")
     keeper.close()
+
+
+def test_names_are_those_of_registered_models(
+    deployment: SharedDeployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cohort that no model has ends nothing; a version may be one that only scorers know."""
+    deployment.given["store.path"] = str(tmp_path)
+    invalidate = ("cache", "invalidate")
+    assert deployment.run(*invalidate, "--cohort", "gb") == 0
+    assert "no model is registered here" in capsys.readouterr().err
+    assert deployment.run(*invalidate, "--model", "m 1") == 0
+    assert "'m 1' (there are: none)" in capsys.readouterr().err
+
+    registry = Registry.of(tmp_path)
+    abroad = CohortThresholds("abroad", 0.2, 0.4, "country", "GB")
+    first = registry.add(small_model(0, cohorts=(abroad,)), "first", 1)
+    second = registry.add(small_model(1), "second", 2)
+    assert deployment.run(*invalidate, "--cohort", "gb", redis__url="redis://127.0.0.1:1/0") == 2
+    assert "no registered model has a cohort 'gb'; there are all, abroad" in capsys.readouterr().err
+    # Also one of a version that some scorers may still serve.
+    for known in ("all", "abroad"):
+        assert deployment.figures(*invalidate, "--cohort", known)["what"] == known
+    # The beginning of a version, as `models show` takes it, means the version.
+    assert deployment.figures(*invalidate, "--model", second)["what"] == second
+    assert deployment.figures(*invalidate, "--model", second[:-4])["what"] == second
+    assert capsys.readouterr().err == ""
+    assert deployment.figures(*invalidate, "--model", "callable")["what"] == "callable"
+    said = capsys.readouterr().err
+    assert f"'callable' (there are: {first}, {second})" in said
+    assert deployment.run(*invalidate, "--model", "2019") == 2
+    assert "could be any of" in capsys.readouterr().err
 
 
 def test_a_lease_that_outlasts_the_setting_is_not_called_done(

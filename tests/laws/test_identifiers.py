@@ -151,8 +151,9 @@ def test_nothing_that_is_shown_of_any_object_has_an_identifier(scorer: Scorer) -
     ]
     for one in shown:
         assert found_in(f"{one!r} {one}".encode()) == [], type(one)
-    # Results are logged and sent: they name the payment, and no more.
-    assert PAYMENT_ID in repr(result)
+    # Nor does anything name the payment, unless it is asked for its name.
+    assert [one for one in shown if PAYMENT_ID in f"{one!r} {one}"] == []
+    assert PAYMENT_ID in result.transaction_id
     assert found_in(pickle.dumps(result.raw)) == []
 
 
@@ -236,7 +237,7 @@ def test_errors_of_the_feed_and_of_limits_show_no_identifier(seed: int) -> None:
     raised: list[FreshscoreError] = []
     with Scorer.open("tiny", model=model) as scorer:
         calls: list[Any] = [
-            lambda: scorer.label("unknown", fraud=True),
+            lambda: scorer.label(f"{PAYMENT_ID}-unknown", fraud=True),
             lambda: scorer.label("t", fraud="yes"),  # type: ignore[arg-type]  # what is refused
             lambda: scorer.label("t", stolen=True),
             lambda: scorer.label("t", entities=RAW, fraud=True),
@@ -258,6 +259,7 @@ def test_errors_of_the_feed_and_of_limits_show_no_identifier(seed: int) -> None:
                 raised.append(problem)
     assert len({type(problem) for problem in raised}) >= 5
     assert [found_in(everything_said(one)) for one in raised] == [[]] * len(raised)
+    assert [one for one in raised if PAYMENT_ID.encode() in everything_said(one)] == []
 
 
 def test_nothing_is_logged_with_an_identifier(

@@ -23,9 +23,10 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.transaction import Transaction
+from freshscore.scoring.leases import Lease
 from freshscore.scoring.serving import ServableModel
 from freshscore.scoring.shared_feed import Delivered
-from freshscore.scoring.shared_scorer import Lease, SharedScorer
+from freshscore.scoring.shared_scorer import SharedScorer
 from freshscore.simulations.clock import VirtualClock
 from tests.laws.law_specifications import Scaled
 from tests.laws.traffic import Traffic
@@ -71,6 +72,17 @@ class HeldWriter:
 
     def close(self, timeout_s: float) -> None:
         """Nothing is left."""
+
+
+@dataclass
+class GivenLease:
+    """A lease that ends when the test says so."""
+
+    until_s: float = float("inf")
+    seen: int = 0
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class SharedWorld:

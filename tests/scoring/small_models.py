@@ -16,8 +16,13 @@ MADE_AT_MS = 1_546_300_800_000
 
 
 @functools.cache
-def small_model(number: int = 0, specification: str = "handbook") -> Model:
-    """The model of this number for a shipped specification without categories."""
+def small_model(
+    number: int = 0, specification: str = "handbook", cohorts: tuple[CohortThresholds, ...] = ()
+) -> Model:
+    """The model of this number for a shipped specification without categories.
+
+    cohorts: those with a condition; all others follow them.
+    """
     spec = FeatureSpecification.shipped(specification)
     rng = np.random.default_rng(number)
     matrix = rng.random((200, len(spec.feature_names)))
@@ -28,7 +33,7 @@ def small_model(number: int = 0, specification: str = "handbook") -> Model:
         parameters={"objective": "binary", "num_leaves": 7, "seed": number, "num_threads": 1},
         num_trees=5,
     )
-    thresholds = CohortThresholds("all", 0.5, 0.9)
+    thresholds = [*cohorts, CohortThresholds("all", 0.5, 0.9)]
     return import_booster(
-        text, spec, cohorts=[thresholds], made_at_ms=MADE_AT_MS + 1000 * number, golden_rows=16
+        text, spec, cohorts=thresholds, made_at_ms=MADE_AT_MS + 1000 * number, golden_rows=16
     )

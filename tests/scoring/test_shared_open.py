@@ -12,7 +12,8 @@ import pytest
 from freshscore.config.errors import SettingsError
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.control import Control, Invalidation
-from freshscore.invalidation.kafka_door import LogAdmin, LogReader
+from freshscore.invalidation.kafka_admin import LogAdmin
+from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.message_reading import MessageReader
 from freshscore.scoring.decisions import unpacked
 from freshscore.scoring.scorer import Scorer

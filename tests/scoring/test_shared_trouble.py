@@ -8,11 +8,11 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from freshscore.config.clock import SystemClock
 from freshscore.config.errors import (
@@ -22,6 +22,7 @@ from freshscore.config.errors import (
     DeadlineExceeded,
     Unavailable,
 )
+from freshscore.config.settings import RedisSettings
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.control import Control
 from freshscore.scoring.leases import LeaseKeeper
@@ -30,7 +31,7 @@ from freshscore.scoring.seats import most_seats
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled, mixed, shipped
 from tests.laws.worlds import DAY_MS, MONDAY_MS, Limits
-from tests.scoring.shared_worlds import SharedWorld
+from tests.scoring.shared_worlds import GivenLease, SharedWorld
 from tests.servers.fixtures import OwnRedis
 from tests.servers.redis_servers import RedisServer
 
@@ -250,17 +251,6 @@ def test_after_closing_nothing_is_answered(world: SharedWorld) -> None:
         world.scorer.score(payment(1), as_of=AT_MS)
 
 
-@dataclass
-class GivenLease:
-    """A lease that ends when the test says so."""
-
-    until_s: float = float("inf")
-    seen: int = 0
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 def test_without_a_lease_everything_is_computed(
     redis_server: RedisServer, namespace: str, scaled: Scaled
 ) -> None:
@@ -385,5 +375,7 @@ def test_leases_are_renewed_however_many_scores_run_at_once(
     world.close()
 
 
-def test_one_connection_is_a_seat() -> None:
-    assert [most_seats(n) for n in (1, 2, 3, 4, 64)] == [1, 1, 2, 2, 62]
+def test_a_connection_is_left_whatever_the_settings_allow() -> None:
+    assert [most_seats(n) for n in (2, 3, 4, 64)] == [1, 2, 2, 62]
+    with pytest.raises(ValidationError, match="max_connections"):
+        RedisSettings(max_connections=1)

@@ -1,0 +1,68 @@
+"""Putting a shared scorer together from the settings, with its servers and its lease.
+
+Rule: what would make answers wrong later (a secret that nobody else has, a Redis that evicts, a
+model of other features) is refused before the first score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from freshscore.config.secret import random_seed, shared_secret
+from freshscore.config.settings import Settings
+from freshscore.features.packing import Keys
+from freshscore.features.program import compiled
+from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.specification import FeatureSpecification
+from freshscore.features.state_layout import state_fingerprints
+from freshscore.invalidation.control import Control
+from freshscore.invalidation.deployment import check_key
+from freshscore.invalidation.kafka_writing import LogWriter
+from freshscore.scoring.leases import LeaseKeeper
+from freshscore.scoring.scorer import chosen_model
+from freshscore.scoring.serving import ServableModel
+from freshscore.scoring.shared_scorer import SharedScorer
+
+
+def open_shared(
+    settings: Settings, model: ServableModel | Callable[..., Any] | None
+) -> SharedScorer:
+    """The scorer that the settings name.
+
+    Raises SettingsError, Unavailable, WrongSecret, NoModel, ModelMismatch.
+    """
+    specification = FeatureSpecification.named(settings.store.specification)
+    secret = shared_secret(settings.store.path)
+    chosen = chosen_model(settings, specification, model)
+    nodes = Nodes.open(settings.redis)
+    program = compiled(specification)
+    keys = Keys(program, secret)
+    try:
+        names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
+        check_key(nodes, names, keys.key_id)
+    except BaseException:
+        nodes.close()
+        raise
+    scorer = SharedScorer(
+        settings,
+        nodes,
+        chosen,
+        program,
+        keys,
+        # While Kafka is away scores go on.
+        writer=LogWriter(settings.kafka, wait=False),
+        # A bare callable has no version of its own, under which others could know its scores.
+        shares_scores=chosen is model or model is None,
+    )
+    keeper = LeaseKeeper(
+        Control(nodes, settings.redis.namespace),
+        f"{random_seed():016x}",
+        settings.redis.lease_s,
+        settings.redis.heartbeat_s,
+        scorer.carry_out,
+    )
+    keeper.start()
+    scorer.take_lease(keeper)
+    return scorer

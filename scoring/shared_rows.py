@@ -1,0 +1,94 @@
+"""The rows of a table whose states are in Redis: fetched some at a time, scored one by one.
+
+Rule: what is kept of the rows is bounded, so a row whose turn comes again is fetched again. A score
+that another process computed is looked for before the model is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshscore.features.row import TIME
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.exchanges import Fetched, tokens_of
+from freshscore.scoring.leases import CacheRight
+from freshscore.scoring.request_states import RequestStates
+from freshscore.scoring.seats import Seat
+from freshscore.scoring.serving import Serving
+
+if TYPE_CHECKING:
+    from freshscore.scoring.remote_lookup import RemoteLookup
+
+# Rows of one exchange: their states fit into what a socket and a cache take.
+ROWS_AT_ONCE: Final = 128
+
+
+class TableStates:
+    """States for the rows of one table, in one seat (scoring/batch.py asks).
+
+    now_ms: the instant at which rows are scored for which none is given.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        seat: Seat,
+        states: RequestStates,
+        remote: RemoteLookup | None,
+        right: CacheRight,
+        now_ms: int,
+    ) -> None:
+        self._serving = serving
+        self._seat = seat
+        self._states = states
+        self._remote = remote
+        self._right = right
+        self._now_ms = now_ms
+        # What is invalidated from here on makes a score of this table too old for others.
+        self._generation = right.generation()
+        self._first = 0
+        self._fetched: list[Fetched] = []
+        self.context_at = seat.context_at
+
+    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
+        """When a row is scored: at `as_of_ms`, or now, and never before its own time."""
+        return as_of_ms or max(self._now_ms, int(row[TIME // 8]))
+
+    def take(self, rows: NDArray[np.uint64], number: int) -> None:
+        """Put the states of row `number` into the seat."""
+        if not self._first <= number < self._first + len(self._fetched):
+            some = [row.tobytes() for row in rows[number : number + ROWS_AT_ONCE]]
+            self._fetched = self._states.fetch_all(self._seat, some)
+            self._first = number
+        # Kept, for the seat points into it.
+        self._row: bytes = rows[number].tobytes()
+        self._of_row = self._fetched[number - self._first]
+        self._states.take(self._seat, self._row, self._of_row)
+        self._seat.set_out(self._right.is_cache_off())
+
+    def is_found(self, out: NDArray[np.uint8]) -> bool:
+        """Whether another process has computed the score of the row that was taken; fills `out`."""
+        remote = self._remote
+        if remote is None or self._right.is_cache_off():
+            return False
+        told = remote.answered(
+            self.context_at,
+            self._serving,
+            self._row,
+            out.tobytes(),
+            self._of_row,
+            self._right.generation(),
+        )
+        if told[c.OUT_MODE] != c.FOUND:
+            return False
+        out[:] = np.frombuffer(told, np.uint8)
+        return True
+
+    def computed(self, out: NDArray[np.uint8]) -> None:
+        """Keep the score in `out`, of the row that was taken, for other processes."""
+        if self._remote is not None:
+            token = tokens_of(self._row, 1)[0]
+            self._remote.offer_of_many(token, out.tobytes(), self._generation)
