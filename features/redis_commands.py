@@ -22,7 +22,7 @@ Tagged = tuple[bytes, bytes]
 # The first try, one with new nodes or scripts, and one for what moved while they were found.
 _TRIES: Final = 3
 _AGAIN: Final = MOVED_WORDS | {"NOSCRIPT"}
-_REFUSED: Final = frozenset({"NOAUTH", "NOPERM", "WRONGPASS"})
+REFUSED_WORDS: Final = frozenset({"NOAUTH", "NOPERM", "WRONGPASS"})
 # A command or key inside a script that the user may not have: it comes under the word ERR.
 _REFUSED_INSIDE: Final = "The user executing the script can't"
 
@@ -88,7 +88,7 @@ def error_of(reply: ReplyError) -> FreshscoreError:
         return Unavailable(f"Redis: {reply}")
     if word == "OOM":
         return StoreFull(f"Redis has reached its maxmemory: {reply}")
-    if word in _REFUSED or _REFUSED_INSIDE in str(reply):
+    if word in REFUSED_WORDS or _REFUSED_INSIDE in str(reply):
         return SettingsError(f"Redis refuses a command to this user: {reply}")
     raise RuntimeError(f"Redis: {reply}")
 

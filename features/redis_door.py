@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import ssl
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from redis.cluster import RedisCluster
 from redis.connection import Connection, SSLConnection, parse_url
 
 from freshscore.config.clock import Clock, SystemClock
-from freshscore.config.errors import Closed, SettingsError, Unavailable
+from freshscore.config.errors import Closed, FreshscoreError, SettingsError, Unavailable
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_keys import SLOTS, slot_of
@@ -363,7 +364,26 @@ def translated() -> Iterator[None]:
     except redis.exceptions.NoPermissionError as problem:
         raise SettingsError(f"Redis refuses a command to this user: {problem}") from problem
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as problem:
-        raise Unavailable(f"Redis: {problem}") from problem
+        raise _of_trouble(problem) from problem
+
+
+def _of_trouble(problem: BaseException) -> FreshscoreError:
+    """What the library's error is for a user; the one of TLS behind it, where there is one."""
+    found: BaseException | None = problem
+    while found is not None:
+        tls = next((one for one in (found, *found.args) if isinstance(one, ssl.SSLError)), None)
+        if isinstance(tls, ssl.SSLCertVerificationError):
+            return SettingsError(
+                f"Redis shows a certificate that is not accepted: {tls.verify_message};"
+                " ssl_ca_certs in redis.url says whom to trust"
+            )
+        if tls is not None:
+            return Unavailable(
+                f"Redis ends TLS: {tls}; if it wants to see a certificate:"
+                " ssl_certfile and ssl_keyfile in redis.url"
+            )
+        found = found.__cause__ or found.__context__
+    return Unavailable(f"Redis: {problem}")
 
 
 @dataclass(frozen=True)

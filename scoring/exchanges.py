@@ -21,6 +21,7 @@ from freshscore.features import row as r
 from freshscore.features import tables as t
 from freshscore.features.compiled import entry_point
 from freshscore.features.memory import BYTES_AT, address_of
+from freshscore.features.redis_commands import REFUSED_WORDS, error_of
 from freshscore.features.redis_door import (
     MOVED_WORDS,
     Lines,
@@ -321,6 +322,8 @@ def _bytes_of(reply: Reply) -> bytes | None:
     if isinstance(reply, ReplyError):
         if reply.word in MOVED_WORDS:
             raise _Moved
+        if reply.word in REFUSED_WORDS:
+            raise error_of(reply)
         raise Unavailable(f"Redis answered {reply.word} where a state was asked for")
     raise Unavailable(f"Redis answered with {type(reply).__name__} where a state was asked for")
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.bench import (  # noqa: E402  # the path is above
     consumer_figures,
     history_figures,
+    large_states,
     message_figures,
     redis_figures,
     reuse_figures,
@@ -56,6 +57,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "redis_memory": redis_figures.memory,
         "redis_index": redis_figures.label_index,
         "redis_exchange": redis_figures.exchange,
+        "large": large_states.large,
         **shared_figures.parts(),
         **consumer_figures.parts(bench),
     }

@@ -20,11 +20,14 @@ import pytest
 
 # The clients are imported where a server starts: the embedded tests do without them.
 if TYPE_CHECKING:
+    from tests.servers.certificates import Authority
     from tests.servers.kafka_broker import KafkaBroker
     from tests.servers.redis_servers import RedisCluster, RedisServer
+    from tests.servers.secured_kafka import SecuredKafka
 
 _STARTING = frozenset(
     {"kafka", "redis_server", "redis_cluster", "own_kafka", "own_redis", "own_cluster"}
+    | {"secured_kafka"}
 )
 Started = TypeVar("Started", "KafkaBroker", "RedisServer", "RedisCluster")
 _MAY_START: pytest.StashKey[bool] = pytest.StashKey()
@@ -81,6 +84,25 @@ def redis_cluster(pytestconfig: pytest.Config) -> Iterator[RedisCluster]:
     with RedisCluster() as cluster:
         _note(pytestconfig, "Redis Cluster", cluster.version)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs the certificates of the secured servers and their clients."""
+    from tests.servers.certificates import Authority
+
+    return Authority(tmp_path_factory.mktemp("certificates"), "authority")
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(pytestconfig: pytest.Config, authority: Authority) -> Iterator[SecuredKafka]:
+    """A broker that asks for passwords and certificates, for all tests of this process."""
+    from tests.servers.secured_kafka import SecuredKafka
+
+    _check_marked(pytestconfig)
+    with SecuredKafka(authority) as broker:
+        _note(pytestconfig, "Apache Kafka, secured", broker.version)
+        yield broker
 
 
 @pytest.fixture

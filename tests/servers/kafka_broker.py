@@ -40,10 +40,12 @@ class KafkaBroker(Server):
     # 3.4 s on a quiet machine, 5 to 8.4 s after kill -9.
     start_limit_s = 90.0
 
-    def __init__(self, *, settings: Mapping[str, str] | None = None, heap_mb: int = 512) -> None:
+    def __init__(
+        self, *, settings: Mapping[str, str] | None = None, heap_mb: int = 512, n_ports: int = 2
+    ) -> None:
         if not _JARS.is_dir():
             raise ServerFailed("the Kafka broker is not installed; run: make servers")
-        super().__init__(n_ports=2)
+        super().__init__(n_ports)
         self._settings = dict(settings or {})
         self._heap_mb = heap_mb
 
@@ -81,7 +83,7 @@ class KafkaBroker(Server):
         properties = self._folder / "server.properties"
         if properties.exists():
             return
-        broker, controller = (port.number for port in self._ports)
+        broker, controller, *_ = (port.number for port in self._ports)
         text = string.Template(_TEMPLATE.read_text("utf-8")).substitute(
             port=broker, controller_port=controller, data=self._folder / "data"
         )
@@ -90,8 +92,14 @@ class KafkaBroker(Server):
         properties.write_text(f"{text}\n{added}", encoding="utf-8")
         # One that began with a dash would be taken for an option.
         cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
-        command = self._java("kafka.tools.StorageTool", "format", "-t", cluster)
+        command = self._java(
+            "kafka.tools.StorageTool", "format", "-t", cluster, *self._format_options()
+        )
         Child("formatting the Kafka broker's storage", command, self.log).finish(self.start_limit_s)
+
+    def _format_options(self) -> Sequence[str]:
+        """What its storage is to begin with, beside nothing."""
+        return ()
 
     def _command(self) -> Sequence[str]:
         return self._java("kafka.Kafka")

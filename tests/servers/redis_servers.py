@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,10 +23,42 @@ _SLOTS = 16_384
 _CLUSTER_LIMIT_S = 60.0
 
 
+class Tls(NamedTuple):
+    """That a server speaks TLS alone.
+
+    `ca_file`: whom it and its clients trust; `pem_file`: its key and certificate; `asks_clients`:
+    whether clients must show a certificate, as `client_file` has one.
+    """
+
+    ca_file: Path
+    pem_file: Path
+    asks_clients: bool = False
+    client_file: Path | None = None
+
+    @property
+    def query(self) -> str:
+        """What a URL says of it behind its question mark."""
+        own = f"&ssl_certfile={self.client_file}&ssl_keyfile={self.client_file}"
+        return f"ssl_ca_certs={self.ca_file}{own if self.client_file else ''}"
+
+    def lines(self, port: int) -> list[str]:
+        """Of redis.conf."""
+        return [
+            "port 0",
+            f"tls-port {port}",
+            f"tls-cert-file {self.pem_file}",
+            f"tls-key-file {self.pem_file}",
+            f"tls-ca-cert-file {self.ca_file}",
+            f"tls-auth-clients {'yes' if self.asks_clients else 'no'}",
+            "tls-replication yes",
+            "tls-cluster yes",
+        ]
+
+
 class RedisServer(Server):
     """One server; it keeps nothing on disk unless `appendonly`.
 
-    `settings`: further lines of redis.conf, such as "maxmemory 64mb".
+    `settings`: further lines of redis.conf, such as "maxmemory 64mb". `tls`: it speaks TLS alone.
     """
 
     name = "the Redis server"
@@ -38,10 +71,12 @@ class RedisServer(Server):
         appendonly: bool = False,
         password: str | None = None,
         settings: Sequence[str] = (),
+        tls: Tls | None = None,
         n_ports: int = 1,
     ) -> None:
         super().__init__(n_ports)
         self._password = password
+        self._tls = tls
         self._settings = [f"appendonly {'yes' if appendonly else 'no'}", *settings]
         if password is not None:
             # A replica shows its primary the password that clients show.
@@ -50,7 +85,15 @@ class RedisServer(Server):
     @property
     def url(self) -> str:
         """What a client is given; with the password, if there is one."""
-        return f"redis://{f':{self._password}@' if self._password else ''}{address(self)}/0"
+        return self.url_of("", self._password)
+
+    def url_of(self, user: str, password: str | None = None) -> str:
+        """What a client of that user is given."""
+        who = f"{user}{f':{password}' if password else ''}"
+        place = f"{who}@{address(self)}" if who else address(self)
+        if self._tls is None:
+            return f"redis://{place}/0"
+        return f"rediss://{place}/0?{self._tls.query}"
 
     @property
     def version(self) -> str:
@@ -59,13 +102,7 @@ class RedisServer(Server):
 
     def client(self) -> redis.Redis:
         """A new client of this server alone, which tries once; whoever asks closes it."""
-        return redis.Redis(
-            host=LOOPBACK,
-            port=self.port,
-            password=self._password,
-            socket_timeout=5.0,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return redis.Redis.from_url(self.url, socket_timeout=5.0, retry=Retry(NoBackoff(), 0))
 
     def flush(self) -> None:
         """Forget everything that is stored: keys and loaded scripts."""
@@ -76,7 +113,7 @@ class RedisServer(Server):
     def _prepare(self) -> None:
         lines = [
             f"bind {LOOPBACK}",
-            f"port {self.port}",
+            *(self._tls.lines(self.port) if self._tls else [f"port {self.port}"]),
             f"dir {self._folder}",
             'save ""',
             # By default a primary waits 5 s for further replicas before it copies itself.
@@ -112,13 +149,16 @@ class RedisCluster:
         password: str | None = None,
         node_timeout_ms: int = 1000,
         settings: Sequence[str] = (),
+        tls: Tls | None = None,
     ) -> None:
         if primaries < 3 or replicas not in (0, 1):
             raise ValueError(f"3 primaries or more, with 0 or 1 replica: {primaries}, {replicas}")
         self._primaries = primaries
         clustered = ["cluster-enabled yes", f"cluster-node-timeout {node_timeout_ms}", *settings]
         self.nodes = [
-            _ClusterNode(appendonly=appendonly, password=password, settings=clustered, n_ports=2)
+            _ClusterNode(
+                appendonly=appendonly, password=password, settings=clustered, tls=tls, n_ports=2
+            )
             for _ in range(primaries * (1 + replicas))
         ]
 
@@ -151,6 +191,10 @@ class RedisCluster:
     @property
     def version(self) -> str:
         return self.nodes[0].version
+
+    def url_of(self, user: str) -> str:
+        """What a client of that user is given."""
+        return self.nodes[0].url_of(user)
 
     def client(self) -> redis.RedisCluster:
         """A new client of the whole cluster; whoever asks closes it."""
