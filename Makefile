@@ -1,7 +1,7 @@
 # Every target sets up what it needs, and does nothing for what is already there.
 
 PYTEST_WORKERS ?= 2
-# A soak explores: another seed each time, printed in pytest's header.
+# A soak explores: another seed each time, printed in pytest's header. It says how far it is.
 SEED ?= $(shell date +%s)
 python := .venv/bin/python
 ready := .venv/.freshscore-ready
@@ -54,4 +54,4 @@ bench: environment servers
 	$(python) tests/bench/run.py
 
 soak: environment servers
-	$(python) -m pytest -m soak --seed $(SEED)
+	$(python) -m pytest -m soak -s --seed $(SEED)

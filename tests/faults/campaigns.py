@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from freshscore.config.clock import SystemClock
-from tests.faults.deployment import Deployment, Process, pause
+from tests.faults.deployment import Deployment, Process, pause, wait_until
 from tests.faults.expected import (
     check_account,
     check_features,
@@ -23,10 +23,21 @@ from tests.faults.expected import (
     letters_of,
 )
 from tests.faults.identifiers import check_no_identifiers
+from tests.faults.scorer_process import said_at_the_end
+from tests.faults.scorers import (
+    check_decisions,
+    check_nothing_blocks,
+    check_scores,
+    meant_by,
+    told_by,
+)
 from tests.faults.streams import Sender, Stream
 
 _FLOW_S = 0.05
 _CHUNK = 12
+_LAST_FLOW_S = 0.5
+# Ten a second, beside 240 messages of the stream.
+_SCORED_EVERY_S = 0.1
 
 
 @dataclass
@@ -38,6 +49,8 @@ class Seen:
     n_states: int = 0
     n_folded: int = 0
     n_values: int = 0
+    n_decisions: int = 0
+    n_scores: int = 0
     n_searched: int = 0
 
     def __str__(self) -> str:
@@ -45,9 +58,19 @@ class Seen:
         kills = ", ".join(f"{n} {what}" for what, n in sorted(self.kills.items())) or "nothing"
         return (
             f"{kills}; {sum(self.outcomes.values()):,} messages: {outcomes}; {self.n_states} states"
-            f" ({self.n_folded} folded) and {self.n_values} values equal;"
+            f" ({self.n_folded} folded) and {self.n_values} values equal;{self._of_scorers()}"
             f" {self.n_searched:,} places searched for identifiers"
         )
+
+    def _of_scorers(self) -> str:
+        if not self.n_decisions:
+            return ""
+        return f" {self.n_decisions} payments with decisions, {self.n_scores} scores equal;"
+
+
+def say(line: str) -> None:
+    """How far a campaign is, at once: `make soak` shows it."""
+    print(line, flush=True)
 
 
 class Lane:
@@ -68,6 +91,7 @@ class Lane:
         self.sender = Sender(deployment, chance)
         self.seen = Seen()
         self.clock = SystemClock()
+        self.lease_s = float(str(deployment.settings["redis.lease_s"]))
 
     def flow(self, n: int = _CHUNK) -> None:
         """Send a little."""
@@ -85,6 +109,29 @@ class Lane:
         self.deployment.end(process, signal.SIGKILL)
         self.seen.kills["SIGKILL"] += 1
 
+    def begin_scorers(self, n: int) -> None:
+        """Scorers that score, observe and label a little beside the stream."""
+        own = self.deployment
+        for number in range(n):
+            told = own.folder.with_name(f"{own.folder.name}-told-{number}")
+            own.start_scorer(self.stream.mark, self.chance.getrandbits(32), told, _SCORED_EVERY_S)
+        wait_until(lambda: all(one.has_begun for one in own.scorers), "the scorers have begun")
+
+    def kill_scorer(self) -> None:
+        """End one as kill -9 does."""
+        assert self.deployment.scorers.pop().end(signal.SIGKILL) == -signal.SIGKILL
+        self.seen.kills["scorers killed"] += 1
+
+    def end_scorers(self) -> None:
+        """End them in order; what each has counted adds up."""
+        while self.deployment.scorers:
+            process = self.deployment.scorers.pop()
+            assert process.end(signal.SIGTERM) == 0, process.tail()
+            said = said_at_the_end(process.log)
+            counted, sent = said["counted"], said["stats"]["decisions"]
+            assert sent["sent"] + sent["lost"] == counted["scored"] > 0
+            assert sent["waiting"] == 0
+
     def stop(self, process: Process) -> None:
         """End a consumer as SIGTERM does."""
         self.deployment.end(process, signal.SIGTERM)
@@ -94,6 +141,9 @@ class Lane:
         """Wait until all is done, end the consumers, and check everything."""
         if not self.deployment.processes:
             self.deployment.start()
+        if self.deployment.scorers:
+            check_nothing_blocks(self.deployment, self.lease_s)
+            self.end_scorers()
         self.deployment.wait_until_whole()
         self.sender.close()
         self.check(n_requests)
@@ -108,6 +158,8 @@ class Lane:
         n_requests: how many feature vectors the oracle computes; 0 where there are too many events
         for it, and the versions of the states must do.
         """
+        told = told_by(self.deployment.scorers_told)
+        self.stream.meant |= meant_by(self.deployment, told)
         expected = expected_of(self.deployment, [self.stream])
         self.seen.outcomes = check_account(expected, letters_of(self.deployment))
         self.seen.n_states = check_states(self.deployment, expected, self.chance)
@@ -117,6 +169,10 @@ class Lane:
             self.seen.n_values = check_features(
                 self.deployment, expected, self.stream, n_requests, now_ms
             )
+        if told:
+            self.seen.n_decisions = check_decisions(self.deployment, told)
+            seed = self.chance.getrandbits(32)
+            self.seen.n_scores = check_scores(self.deployment, expected, told, seed)
 
 
 def consumers_killed(lanes: Sequence[Lane], n_kills: int) -> None:
@@ -136,6 +192,9 @@ def consumers_killed(lanes: Sequence[Lane], n_kills: int) -> None:
                 due_s[number] = 0.0
             lane.flow()
         pause(_FLOW_S)
+    for lane in lanes:
+        # So much that the last consumer finds states that have doubled.
+        lane.flow_for(_LAST_FLOW_S)
 
 
 def _life_s(chance: random.Random) -> float:

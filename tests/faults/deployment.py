@@ -1,4 +1,4 @@
-"""A deployment of its own on real servers: topics, a namespace, a group, and consumers to kill."""
+"""A deployment of its own on real servers: topics, states, and consumers and scorers to kill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -90,12 +90,18 @@ class Launcher:
 
 
 class Process:
-    """A consumer that runs."""
+    """A consumer or a scorer that runs.
 
-    def __init__(self, launcher: Launcher, words: Sequence[str], log: Path) -> None:
+    order: what the launcher is to start. begun: what it says once it has found its servers.
+    """
+
+    def __init__(
+        self, launcher: Launcher, order: Mapping[str, Any], log: Path, begun: bytes
+    ) -> None:
         self._launcher = launcher
         self.log = log
-        self.pid = int(launcher.ask({"start": [*words], "log": str(log)})["pid"])
+        self._begun = begun
+        self.pid = int(launcher.ask({**order, "log": str(log)})["pid"])
 
     def end(self, how: signal.Signals | None, limit_s: float = 30.0) -> int:
         """Send it a signal, or none, and wait for its end; its exit code, or -signal."""
@@ -104,7 +110,7 @@ class Process:
             os.kill(self.pid, how)
         status = self._launcher.ask({"wait": self.pid, "limit_s": limit_s})["status"]
         if status is None:
-            raise TimedOut(f"a consumer did not end within {limit_s} s:\n{self.tail()}")
+            raise TimedOut(f"a process did not end within {limit_s} s:\n{self.tail()}")
         return int(status)
 
     def send(self, how: signal.Signals) -> None:
@@ -113,8 +119,8 @@ class Process:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has found its servers, and consumes."""
-        return self.log.exists() and b"consuming as group" in self.log.read_bytes()
+        """Whether it has found its servers, and works."""
+        return self.log.exists() and self._begun in self.log.read_bytes()
 
     def tail(self) -> str:
         """The end of what it said."""
@@ -180,6 +186,9 @@ class Deployment(Ground):
         self._launcher = launcher
         self._n_processes = 0
         self.processes: list[Process] = []
+        self.scorers: list[Process] = []
+        # What each scorer told of its payments, outside of what is searched for identifiers.
+        self.scorers_told: list[Path] = []
         self.settings: dict[str, object] = {
             "store.specification": str(SPECIFICATION),
             "store.horizon_s": horizon_s,
@@ -200,6 +209,7 @@ class Deployment(Ground):
             "redis.cluster": isinstance(redis, RedisCluster),
             "redis.namespace": name,
             "redis.heartbeat_s": 0.1,
+            "redis.lease_s": 5.0,
             "redis.compact_records": 4,
             "redis.label_index_days": 4,
             **{key.replace("__", "."): value for key, value in settings.items()},
@@ -223,8 +233,27 @@ class Deployment(Ground):
         told = [f"--settings={key}={json.dumps(value)}" for key, value in self.settings.items()]
         log = self.folder / f"consumer-{self._n_processes}.log"
         command = ["consume", "--profile", "shared", *told, *words]
-        self.processes.append(Process(self._launcher, command, log))
+        begun = b"consuming as group"
+        self.processes.append(Process(self._launcher, {"start": command}, log, begun))
         return self.processes[-1]
+
+    def start_scorer(self, mark: str, seed: int, told: Path, every_s: float) -> Process:
+        """A scorer in a process of its own (tests/faults/scorer_process.py)."""
+        number = len(self.scorers_told)
+        self.scorers_told.append(told)
+        order = {
+            "settings": self.settings,
+            "name": self.name,
+            "horizon_s": self.horizon_ms // 1_000,
+            "mark": mark,
+            "seed": seed,
+            "number": number,
+            "told": str(told),
+            "every_s": every_s,
+        }
+        log = self.folder / f"scorer-{number}.log"
+        self.scorers.append(Process(self._launcher, {"score": order}, log, b"scoring\n"))
+        return self.scorers[-1]
 
     def begin(self, members: int = 1) -> list[Process]:
         """Consumers that have found their servers: from here on they must get by on their own."""
@@ -248,9 +277,10 @@ class Deployment(Ground):
             self.end(process, signal.SIGTERM)
 
     def kill_all(self) -> None:
-        """End all consumers at once, whatever they are about."""
-        while self.processes:
-            self.processes.pop().end(signal.SIGKILL)
+        """End all consumers and scorers at once, whatever they are about."""
+        for processes in (self.processes, self.scorers):
+            while processes:
+                processes.pop().end(signal.SIGKILL)
 
     def read(self, topic: str) -> list[Logged]:
         """All that a topic holds, by partition and offset."""
@@ -322,13 +352,18 @@ class Deployment(Ground):
     def store(self) -> Iterator[RedisStore]:
         """The states as a process of its own would read them."""
         clock = SystemClock()
-        url, is_cluster = self.redis.url, isinstance(self.redis, RedisCluster)
-        nodes = Nodes.open(RedisSettings(url=url, namespace=self.name, cluster=is_cluster), clock)
+        nodes = Nodes.open(self.redis_settings, clock)
         limits = StoreLimits(10**5, 10**6, 16_384, self.horizon_ms, 1 << 26)
         try:
             yield RedisStore(self.program, self.keys, limits, nodes, clock)
         finally:
             nodes.close()
+
+    @property
+    def redis_settings(self) -> RedisSettings:
+        """Where the states are."""
+        is_cluster = isinstance(self.redis, RedisCluster)
+        return RedisSettings(url=self.redis.url, namespace=self.name, cluster=is_cluster)
 
     def n_folded(self) -> int:
         """How many states have folded events with facts, which have a key of their own."""
@@ -348,6 +383,13 @@ class Deployment(Ground):
     def servers(self) -> list[RedisServer]:
         """The server, or those that a cluster began with as primaries."""
         return self.redis.primaries if isinstance(self.redis, RedisCluster) else [self.redis]
+
+    def remove(self) -> None:
+        """Give up its topics and states, which in the hundredth round of a soak weigh."""
+        self.kill_all()
+        with self.broker.admin() as admin:
+            admin.delete_topics([*self.sources, self.decisions, self.letters])
+        self.redis.flush()
 
     @contextmanager
     def _reader(self) -> Iterator[Any]:

@@ -126,8 +126,9 @@ def plain_payment(
     value: bytes | None, ground: Ground, meant: Mapping[bytes, Transaction]
 ) -> Transaction:
     """The payment in a message. Raises Refused."""
-    if value is not None and value in meant:
-        return meant[value]
+    hashed = _hashed(value, ground, meant)
+    if hashed is not None:
+        return hashed
     said = _plain(value, ground, _PAYMENT_NAMES)
     needed = {"transaction_id", "time", "amount_minor", "currency", "entities"}
     if needed - said.keys():
@@ -151,7 +152,8 @@ def plain_label(
     value: bytes | None, stamp_ms: int, ground: Ground, meant: Mapping[bytes, Transaction]
 ) -> PlainLabel:
     """The label in a message that arrived then. Raises Refused."""
-    is_hashed = value in meant
+    hashed = _hashed(value, ground, meant)
+    is_hashed = hashed is not None
     said = json.loads(value) if is_hashed and value else _plain(value, ground, _LABEL_NAMES)
     if {"transaction_id", "flags"} - said.keys() or not said["flags"]:
         raise Refused("malformed")
@@ -179,8 +181,8 @@ def plain_label(
             _about(identity, 10**12, {})
     except BadTransaction:
         raise Refused("malformed") from None
-    if is_hashed and value is not None:
-        about = meant[value]
+    if hashed is not None:
+        about = hashed
         if not read & about.entities.keys():
             raise Refused("malformed")
         identity = about.transaction_id
@@ -189,6 +191,23 @@ def plain_label(
     if about is not None and abs(sender_ms - about.time) >= 2**39:
         raise Refused("malformed")
     return PlainLabel(identity, flags, sender_ms, known_ms, about)
+
+
+def _hashed(
+    value: bytes | None, ground: Ground, meant: Mapping[bytes, Transaction]
+) -> Transaction | None:
+    """The payment that a hashed message is of; None for another message."""
+    if value is None or not meant:
+        return None
+    if value in meant:
+        return meant[value]
+    try:
+        said = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("ids") != ground.keys.key_id:
+        return None
+    return meant.get(str(said.get("transaction_id")).encode())
 
 
 def _about(identity: Any, time_ms: Any, entities: Any) -> Transaction:
@@ -323,18 +342,7 @@ def check_features(
     deployment: Deployment, expected: Expected, stream: Stream, n: int, now_ms: int
 ) -> int:
     """Feature vectors from Redis are the plain oracle's, bit for bit; how many values."""
-    oracle = PlainOracle(
-        deployment.specification,
-        horizon_ms=deployment.horizon_ms,
-        skew_ms=deployment.skew_ms,
-        record_key=deployment.keys.record,
-    )
-    for payment, stamp_ms in sorted(expected.payments, key=lambda one: one[1]):
-        assert oracle.observe(payment, stamp_ms) not in ("late", "early")
-    for label, about in expected.labels:
-        for name, value in label.flags.items():
-            said = (label.sender_ms, label.known_ms, about.time)
-            oracle.label(label.transaction_id, name, value, *said)
+    oracle = oracle_of(deployment, expected)
     n_values = 0
     with deployment.store() as store:
         for number in range(n):
@@ -350,3 +358,20 @@ def check_features(
                 assert same or (one != one and other != other), f"{name}: {one!r}, not {other!r}"
             n_values += len(plain)
     return n_values
+
+
+def oracle_of(deployment: Deployment, expected: Expected) -> PlainOracle:
+    """The plain oracle, fed with all that was accepted."""
+    oracle = PlainOracle(
+        deployment.specification,
+        horizon_ms=deployment.horizon_ms,
+        skew_ms=deployment.skew_ms,
+        record_key=deployment.keys.record,
+    )
+    for payment, stamp_ms in sorted(expected.payments, key=lambda one: one[1]):
+        assert oracle.observe(payment, stamp_ms) not in ("late", "early")
+    for label, about in expected.labels:
+        for name, value in label.flags.items():
+            said = (label.sender_ms, label.known_ms, about.time)
+            oracle.label(label.transaction_id, name, value, *said)
+    return oracle

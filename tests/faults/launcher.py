@@ -1,10 +1,11 @@
-"""Starts consumers as processes of their own, in a tenth of the time that an interpreter takes.
+"""Starts consumers and scorers as processes, in a tenth of the time that an interpreter takes.
 
 A process that has imported everything and read the compiled kernels forks one child for each order;
-the child runs the command line, and is killed like any other process. Orders come as lines of JSON
-on standard input, answers go to standard output:
+the child runs the command line, or a scorer, and is killed like any other process. Orders come as
+lines of JSON on standard input, answers go to standard output:
 
     {"start": [words], "log": path}   ->   {"pid": number}
+    {"score": order, "log": path}   ->   {"pid": number}   (tests/faults/scorer_process.py)
     {"wait": pid, "limit_s": seconds}   ->   {"status": exit code, -signal, or null: it runs}
 
 Rule: one thread, and nothing opened before the fork: what a child holds is its own.
@@ -17,6 +18,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +33,8 @@ from freshscore.features.program import compiled
 from freshscore.features.specification import FeatureSpecification
 from freshscore.invalidation import assembling
 from freshscore.invalidation.batches import Batcher, Messages
+from freshscore.scoring import shared_scorer
+from tests.faults import scorer_process
 
 _PR_SET_PDEATHSIG: Final = 1
 _STEP_S: Final = 0.005
@@ -43,7 +48,10 @@ def serve(specification: str) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "start" in order:
-            answer: dict[str, Any] = {"pid": _started(order["start"], order["log"])}
+            answer: dict[str, Any] = {"pid": _started(partial(main, order["start"]), order["log"])}
+        elif "score" in order:
+            scoring = partial(scorer_process.run, order["score"])
+            answer = {"pid": _started(scoring, order["log"])}
         else:
             answer = {"status": _status(clock, order["wait"], order["limit_s"])}
         print(json.dumps(answer), flush=True)
@@ -52,6 +60,7 @@ def serve(specification: str) -> None:
 def _warm(specification: str) -> None:
     """Load what a consumer's first batch would: modules, and kernels from their cache."""
     assert callable(assembling.open_consumer)
+    assert callable(shared_scorer.SharedScorer)
     program = compiled(FeatureSpecification.named(specification))
     keys = Keys(program, load_secret(None))
     batcher = Batcher.of(Settings(), program, keys, np.zeros(16_384, np.uint16))
@@ -65,7 +74,7 @@ def _warm(specification: str) -> None:
     batch.compaction_candidates(0, [1] * batch.n_replies[0])
 
 
-def _started(words: list[str], log: str) -> int:
+def _started(run: Callable[[], int], log: str) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -77,7 +86,7 @@ def _started(words: list[str], log: str) -> int:
         os.dup2(file, number)
     code = 70
     try:
-        code = main(words)
+        code = run()
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:  # noqa: BLE001  # an interpreter would say it and end, as here

@@ -41,7 +41,8 @@ class Stream:
     """Draws messages of one ground; `chance` is seeded by its maker.
 
     span_ms: how far before now event times lie. meant: what hashed messages are of, for whoever
-    reads them back, by the payment's hashed identity: nobody else could tell.
+    reads them back, by the whole message, or by the hashed identity as messages write it: nobody
+    else could tell.
     """
 
     ground: Ground
@@ -197,9 +198,11 @@ class Stream:
 
     def request(self, number: int, time_ms: int) -> Transaction:
         """A payment to be scored, never sent; of entities of the stream, or new ones."""
-        return Transaction.of(
-            {**self._payment(time_ms), "transaction_id": f"{self.mark}-request-{number}"}
-        )
+        return Transaction.of(self.content(number, time_ms))
+
+    def content(self, number: int, time_ms: int) -> dict[str, Any]:
+        """The same, as its names and values."""
+        return {**self._payment(time_ms), "transaction_id": f"{self.mark}-request-{number}"}
 
     def _paid(self, time_ms: int, *, in_time: bool = True) -> _Paid:
         return _Paid([self._payment(time_ms)], is_in_time=in_time)

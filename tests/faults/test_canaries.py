@@ -6,7 +6,9 @@ import base64
 import random
 
 import pytest
+from kafka import KafkaProducer
 
+from freshscore.config.errors import DamagedState
 from tests.faults.campaigns import Lane
 from tests.faults.conftest import Deploy
 from tests.faults.expected import (
@@ -18,6 +20,12 @@ from tests.faults.expected import (
     letters_of,
 )
 from tests.faults.identifiers import IdentifierFound, check_no_identifiers, forms_of
+from tests.faults.scorers import (
+    check_decisions,
+    check_nothing_blocks,
+    check_scores,
+    told_by,
+)
 from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
 
@@ -60,6 +68,58 @@ def test_what_is_wrong_is_found(
                 check_no_identifiers(own, [lane.stream.mark])
             client.delete(f"{own.name}:{kind}")
     check_no_identifiers(own, [lane.stream.mark])
+
+
+def test_what_is_wrong_with_scorers_is_found(
+    deploy: Deploy, kafka: KafkaBroker, redis_server: RedisServer, seed: int
+) -> None:
+    """A decision of nobody, one that is cut, a score on a lost payment, a name in a log."""
+    lane = Lane(deploy(kafka, redis_server, horizon_s=600), random.Random(seed))
+    own = lane.deployment
+    own.begin()
+    lane.begin_scorers(1)
+    lane.flow_for(2.0)
+    lane.finish()
+    told = told_by(own.scorers_told)
+    assert check_decisions(own, told) > 0
+    with pytest.raises(AssertionError):
+        check_decisions(own, told[len(told) // 2 :])
+
+    expected = expected_of(own, [lane.stream])
+    assert check_scores(own, expected, told, seed) > 0
+    expected.payments[:] = expected.payments[: len(expected.payments) // 2]
+    with pytest.raises(AssertionError, match="the score is"):
+        check_scores(own, expected, told, seed)
+
+    (decision, *_) = [one.value or b"" for one in own.read(own.decisions)]
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap)
+    producer.send(own.decisions, decision[:-1])
+    producer.close()
+    with pytest.raises(DamagedState):
+        check_decisions(own, told)
+
+    with (own.folder / "scorer-0.log").open("a", encoding="utf-8") as log:
+        log.write(f"a payment of {lane.stream.mark}-card-1")
+    with pytest.raises(IdentifierFound, match=r"scorer-0\.log"):
+        check_no_identifiers(own, [lane.stream.mark])
+
+
+def test_a_scorer_that_died_blocks_for_its_lease_alone(
+    deploy: Deploy, kafka: KafkaBroker, redis_server: RedisServer, seed: int
+) -> None:
+    """One that stands still blocks until its lease ends; then it serves nothing."""
+    lane = Lane(deploy(kafka, redis_server, redis__lease_s=3.0), random.Random(seed))
+    lane.deployment.begin()
+    lane.begin_scorers(2)
+    lane.flow_for(0.5)
+    lane.kill_scorer()
+    began_s = lane.clock.monotonic_s()
+    check_nothing_blocks(lane.deployment, 3.0)
+    assert lane.clock.monotonic_s() - began_s > 1.0
+    began_s = lane.clock.monotonic_s()
+    check_nothing_blocks(lane.deployment, 3.0)
+    assert lane.clock.monotonic_s() - began_s < 1.5
+    lane.finish(n_requests=2)
 
 
 @pytest.mark.parametrize("before", ["", "a", "bc", "def"])

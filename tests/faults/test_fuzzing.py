@@ -11,7 +11,7 @@ import pytest
 from freshscore.config.clock import SystemClock
 from freshscore.config.settings import Settings
 from freshscore.invalidation.batches import Batcher, Messages
-from tests.faults.campaigns import Lane
+from tests.faults.campaigns import Lane, say
 from tests.faults.conftest import Deploy
 from tests.faults.deployment import Ground
 from tests.faults.expected import Refused, plain_label, plain_payment
@@ -21,6 +21,8 @@ from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
 
 _AT_ONCE = 5_000
+_ROUNDS = 20
+_A_ROUND = 50_000
 
 
 def _fuzzed_lane(deploy: Deploy, kafka: KafkaBroker, redis: RedisServer, seed: int, n: int) -> Lane:
@@ -97,7 +99,9 @@ def test_fuzzed_messages_have_the_outcome_that_plain_reading_gives(seed: int) ->
 @pytest.mark.soak
 def test_a_million_fuzzed_messages_in_process(seed: int) -> None:
     """The same, longer."""
-    _fuzz_in_process(seed, 1_000_000)
+    for number in range(_ROUNDS):
+        say(f"round {number + 1} of {_ROUNDS}")
+        _fuzz_in_process(seed + number, _A_ROUND)
 
 
 @pytest.mark.soak
@@ -105,5 +109,10 @@ def test_a_million_fuzzed_messages(
     deploy: Deploy, kafka: KafkaBroker, redis_server: RedisServer, seed: int
 ) -> None:
     """In rounds of 50,000: the plain reading holds them all in memory."""
-    for number in range(20):
-        _fuzzed_lane(deploy, kafka, redis_server, seed + number, 50_000)
+    n_messages = 0
+    for number in range(_ROUNDS):
+        lane = _fuzzed_lane(deploy, kafka, redis_server, seed + number, _A_ROUND)
+        n_messages += sum(lane.seen.outcomes.values())
+        lane.deployment.remove()
+        say(f"round {number + 1} of {_ROUNDS}: {n_messages:,} messages so far")
+    assert n_messages >= _ROUNDS * _A_ROUND

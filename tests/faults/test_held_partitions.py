@@ -5,7 +5,7 @@ from __future__ import annotations
 from kafka import KafkaProducer
 
 from freshscore.config.settings import KafkaSettings
-from freshscore.invalidation.kafka_door import LogReader
+from freshscore.invalidation.kafka_reading import LogReader
 from tests.servers.kafka_broker import KafkaBroker
 
 # More than one poll brings: a poll takes 256 batches, and each message is one here.

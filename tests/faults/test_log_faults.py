@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 
-from tests.faults.campaigns import Lane
+from tests.faults.campaigns import Lane, say
 from tests.faults.conftest import Deploy
 from tests.faults.deployment import DAY_MS, Deployment, Logged, wait_until
 from tests.faults.expected import check_account, check_states, expected_of, letters_of
@@ -17,6 +17,7 @@ from tests.servers.fixtures import OwnKafka
 from tests.servers.kafka_broker import KafkaBroker
 from tests.servers.redis_servers import RedisServer
 
+_LONG = 10
 _WIDE_S = 41 * DAY_MS // 1_000
 
 
@@ -32,7 +33,7 @@ def test_the_broker_killed_and_stopped_again_and_again(
     deploy: Deploy, own_kafka: OwnKafka, redis_server: RedisServer, seed: int
 ) -> None:
     """The same, longer."""
-    _restart_the_broker(deploy, own_kafka, redis_server, seed, ["kill", "stop"] * 10)
+    _restart_the_broker(deploy, own_kafka, redis_server, seed, ["kill", "stop"] * _LONG)
 
 
 def _restart_the_broker(
@@ -40,11 +41,13 @@ def _restart_the_broker(
 ) -> None:
     lane = Lane(deploy(own_kafka(), redis, horizon_s=600), random.Random(seed))
     consumers = lane.deployment.begin(2)
+    lane.begin_scorers(1)
     for how in ends:
         lane.flow_for(1.0)
         getattr(lane.deployment.broker, how)()
         lane.seen.kills[f"broker: {how}"] += 1
         lane.deployment.broker.start()
+        say(f"broker: {dict(lane.seen.kills)}")
     lane.flow_for(1.0)
     print(f"broker killed, seed {seed}: {lane.finish()}")
     assert not any(consumer.log.read_text().count("Traceback") for consumer in consumers)

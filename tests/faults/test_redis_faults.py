@@ -6,12 +6,16 @@ import random
 
 import pytest
 
-from tests.faults.campaigns import Lane
+from tests.faults.campaigns import Lane, say
 from tests.faults.conftest import Deploy
 from tests.faults.deployment import wait_until
 from tests.faults.redis_files import borders_of, cut, file_of, size_of
 from tests.servers.fixtures import OwnCluster, OwnRedis
 from tests.servers.kafka_broker import KafkaBroker
+
+# Three members that recover at once, on two cores.
+_LONG_S = 90.0
+_CRASHES = 40
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -22,6 +26,7 @@ def test_redis_killed_and_back_with_its_data(
     lane = Lane(deploy(kafka, own_redis(appendonly=True)), random.Random(seed))
     (redis,) = lane.deployment.servers
     consumers = lane.deployment.begin(members)
+    lane.begin_scorers(2)
     for _ in range(3):
         lane.flow_for(lane.chance.uniform(0.5, 1.5))
         redis.kill()
@@ -29,6 +34,7 @@ def test_redis_killed_and_back_with_its_data(
         lane.flow_for(lane.chance.uniform(0.0, 0.5))
         redis.start()
     lane.flow_for(0.5)
+    lane.kill_scorer()
     print(f"Redis killed, seed {seed}: {lane.finish()}")
     assert not any(consumer.log.read_text().count("Traceback") for consumer in consumers)
 
@@ -137,6 +143,7 @@ def test_one_node_of_a_cluster_loses_everything(
 def _crash(lane: Lane, kept: int, share: float) -> None:
     """Kill Redis, and cut its file somewhere in the first `share` of what lies behind `kept`."""
     (redis,) = lane.deployment.servers
+    wait_until(lambda: size_of(redis) > kept, "something is written that can be lost")
     redis.kill()
     borders = [border for border in borders_of(file_of(redis).read_bytes()) if border >= kept]
     assert len(borders) > 1, "nothing to lose"
@@ -156,9 +163,11 @@ def test_redis_crashes_again_and_again(
     lane = Lane(deploy(kafka, redis), random.Random(seed))
     own = lane.deployment
     own.begin(members)
-    for _ in range(40):
+    for number in range(_CRASHES):
+        if number % 5 == 0:
+            say(f"{number} of {_CRASHES} with {members} members: {dict(lane.seen.kills)}")
         lane.flow_for(lane.chance.uniform(0.2, 1.0))
-        own.wait_until_whole()
+        own.wait_until_whole(_LONG_S)
         kept = size_of(redis)
         lane.flow_for(lane.chance.uniform(0.2, 1.0))
         how = lane.chance.choice(("killed", "crashed", "emptied"))
