@@ -157,6 +157,8 @@ class RedisSettings(_Group):
     lease_s: float = Field(default=5.0, ge=0.05, le=600.0)
     heartbeat_s: float = Field(default=1.0, ge=0.01, le=60.0)
     stream_max_bytes: int = Field(default=64 * _KIB**2, ge=4 * _KIB, le=_MOST_BYTES)
+    near: bool = False
+    near_max_bytes: int = Field(default=256 * _KIB**2, ge=16 * _KIB, le=_MOST_BYTES)
     compact_records: int = Field(default=64, ge=2, le=32_768)
     max_pending_events: int = Field(default=100_000, ge=1, le=10_000_000)
     pending_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
@@ -246,6 +248,11 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             redis.heartbeat_s < redis.lease_s,
             f"redis.heartbeat_s = {redis.heartbeat_s} is not below redis.lease_s"
             f" = {redis.lease_s}: a lease would end before it is renewed",
+        ),
+        (
+            redis.max_connections >= 3 or not redis.near,
+            f"redis.max_connections = {redis.max_connections}: near states need a connection of"
+            " their own, so at least 3",
         ),
         (
             len({*topics}) == len(topics),

@@ -2,7 +2,8 @@
 
 What is missing of them is said (bits of features/tables.py), and what is pending here is counted
 with them (scoring/pending.py), so that the seat holds what the answer is about.
-Rule: a seat has drawn its ticket before its exchange is sent. Nothing waits beyond the request's
+States may be near (scoring/near_reading.py): then there is no exchange, and all else is the same.
+Rule: a seat has drawn its tickets before its exchange is sent. Nothing waits beyond the request's
 own limit.
 """
 
@@ -20,6 +21,7 @@ from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
 
 if TYPE_CHECKING:
     from freshscore.scoring.key_checking import KeyCheck
+    from freshscore.scoring.near_reading import NearReading
     from freshscore.scoring.pending import PendingEvents
     from freshscore.scoring.remote_lookup import RemoteLookup
     from freshscore.scoring.seats import Seat
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 class RequestStates:
     """The way from exchanges into seats, for many threads.
 
-    remote: brings candidate scores too, or None. limit_s: of one exchange.
+    remote: brings candidate scores too, or None. near: looked into first, or None; a model that is
+    called wants the candidates of an exchange. limit_s: of one exchange.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RequestStates:
         self._key_check = key_check
         self._clock = clock
         self.limit_s = limit_s
+        self.near: NearReading | None = None
         # Counts in one step under the interpreter's lock.
         self.next_exchange: Callable[[], int] = itertools.count(1).__next__
         self.n_exchanges = 0
@@ -68,9 +72,35 @@ class RequestStates:
             raise Unavailable("no time is left to ask Redis")
         return min(self.limit_s, left_s)
 
+    def fetch(self, seat: Seat, row: bytes, ends_s: float | None) -> tuple[Fetched, int]:
+        """States of one row, near or in one exchange; the number of such ones until now.
+
+        ends_s: when the request is over. Raises Unavailable.
+        """
+        seat.ticket = self._pending.ticket()
+        near = self.near
+        if near is not None:
+            found = near.look(seat, row)
+            if found is not None:
+                seat.is_near = True
+                return found, near.next_hit()
+            near.draw(seat)
+        seat.is_near = False
+        limit_s = self.left_s(ends_s)
+        remote = self._remote
+        if remote is None:
+            fetched = self._exchanges.fetch(seat.desk, row, limit_s)
+        else:
+            fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
+        self.n_exchanges = number = self.next_exchange()
+        return fetched, number
+
     def fetch_all(self, seat: Seat, rows: Sequence[bytes]) -> list[Fetched]:
         """States of several rows, and candidates for their scores, in one exchange."""
         seat.ticket = self._pending.ticket()
+        if self.near is not None:
+            self.near.draw(seat)
+        seat.is_near = False
         remote = self._remote
         if remote is None:
             fetched = self._exchanges.fetch_all(seat.desk, rows, self.limit_s)
@@ -80,14 +110,25 @@ class RequestStates:
         return fetched
 
     def take(
-        self, seat: Seat, row: bytes, fetched: Fetched, ends_s: float | None = None
+        self,
+        seat: Seat,
+        row: bytes,
+        fetched: Fetched,
+        ends_s: float | None = None,
+        *,
+        is_one: bool = False,
     ) -> tuple[bytes, ...]:
         """Put what was fetched, and what is pending, into the seat; identities of the latter.
 
-        ends_s: when the request is over. Raises Unavailable, WrongSecret.
+        ends_s: when the request is over. is_one: of a single payment, whose entities are worth
+        keeping near. Raises Unavailable, WrongSecret.
         """
-        if fetched.progress is not self._key_check.known:
-            self._key_check.check(seat.desk, fetched, self.left_s(ends_s))
+        near = self.near
+        if not seat.is_near:
+            if fetched.progress is not self._key_check.known:
+                self._key_check.check(seat.desk, fetched, self.left_s(ends_s))
+            if near is not None:
+                near.admit(seat, row, fetched, adds=is_one)
         pending: tuple[bytes, ...] = ()
         states = fetched.states
         if self._pending.is_any:
@@ -126,6 +167,8 @@ class RequestStates:
             self._count("mended", len(late))
         if damaged:
             self._count("damaged", len(damaged))
+            if self.near is not None:
+                self.near.states.drop(row)
 
     def _count(self, what: str, n: int) -> None:
         with self._counting:

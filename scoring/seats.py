@@ -11,6 +11,7 @@ from typing import Final
 
 from freshscore.config.errors import Unavailable
 from freshscore.features.memory import address_of
+from freshscore.features.near_states import NearRoom, NearStates
 from freshscore.features.request_store import RequestStore
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.exchanges import Desk, Exchanges
@@ -28,10 +29,13 @@ class Seat:
     """The states of one request, the context that scores on them, room for its commands.
 
     ticket: that of its exchange, drawn before this is sent (scoring/pending.py), until the seat is
-    given back.
+    given back. near_room: for near states, where there are any; is_near: whether the states in it
+    came from there.
     """
 
-    __slots__ = ("_is_off", "context", "context_at", "desk", "store", "ticket")
+    __slots__ = (
+        *("_is_off", "context", "context_at", "desk", "is_near", "near_room", "store", "ticket"),
+    )
 
     def __init__(self, store: RequestStore, tier: Tier, desk: Desk) -> None:
         self.store = store
@@ -40,6 +44,8 @@ class Seat:
         self.context = tier.context_of(store)
         self.context_at = address_of(self.context)
         self._is_off = False
+        self.near_room: NearRoom | None = None
+        self.is_near = False
 
     def set_out(self, is_off: bool) -> None:
         """Before scoring: whether nothing may be served from the cache, and where the scratch is.
@@ -67,6 +73,8 @@ class Seats:
         self._tier = tier
         self._exchanges = exchanges
         self._most = most
+        # Whose room each seat made from now on has.
+        self.near: NearStates | None = None
         # Appending and popping are single steps under the interpreter's lock, so that whoever
         # finds a free seat pays for nothing else.
         self._free: list[Seat] = []
@@ -111,6 +119,8 @@ class Seats:
             like = self._like
             store = RequestStore(like.program, like.keys, like.limits)
             seat = Seat(store, self._tier, self._exchanges.desk())
+            if self.near is not None:
+                seat.near_room = self.near.room()
             self._made.append(seat)
             return seat
         except BaseException:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from freshscore.config.clock import SystemClock
 from freshscore.config.secret import random_seed, shared_secret
 from freshscore.config.settings import Settings
+from freshscore.features.near_states import NearStates
 from freshscore.features.packing import Keys
 from freshscore.features.program import compiled
 from freshscore.features.redis_door import Nodes
@@ -19,8 +21,10 @@ from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.control import Control
 from freshscore.invalidation.deployment import check_key
+from freshscore.invalidation.following import Follower
 from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.scoring.leases import LeaseKeeper
+from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.scorer import chosen_model
 from freshscore.scoring.serving import ServableModel
 from freshscore.scoring.shared_scorer import SharedScorer
@@ -56,6 +60,12 @@ def open_shared(
         # A bare callable has no version of its own, under which others could know its scores.
         shares_scores=chosen is model or model is None,
     )
+    if settings.redis.near and not scorer.asks_for_scores:
+        near = NearStates(scorer.layouts, settings.redis.near_max_bytes)
+        heartbeat_s = settings.redis.heartbeat_s
+        follower = Follower(nodes, names, scorer.layouts, near, heartbeat_s)
+        scorer.take_near(NearReading(near, follower, SystemClock()))
+        follower.start()
     keeper = LeaseKeeper(
         Control(nodes, settings.redis.namespace),
         f"{random_seed():016x}",

@@ -29,7 +29,7 @@ from freshscore.features.program import Program
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.request_store import RequestStore
-from freshscore.features.state_layout import state_fingerprints
+from freshscore.features.state_layout import StateLayout, state_fingerprints
 from freshscore.features.store import StoreLimits
 from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
@@ -42,6 +42,7 @@ from freshscore.scoring.decisions import packed
 from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
 from freshscore.scoring.key_checking import KeyCheck
 from freshscore.scoring.leases import CacheRight, Lease
+from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.remote_lookup import RemoteLookup
@@ -106,7 +107,8 @@ class SharedScorer(Scorer):
             else None
         )
         widest = self._exchanges if self._remote is None else self._remote.asking
-        most = most_seats(redis.max_connections)
+        # Who follows the stream for near states keeps a connection for good.
+        most = most_seats(redis.max_connections - redis.near)
         self._seats = Seats(self._like, serving.tier, widest, most)
         self._pending = PendingEvents(
             redis.max_pending_events, redis.pending_s, self._clock, self._seats.oldest_ticket
@@ -256,11 +258,28 @@ class SharedScorer(Scorer):
             found["decisions"] = outbox_counts(self._decisions)
         if self._remote is not None:
             found["remote_scores"] = self._remote.counts
+        if states.near is not None:
+            found["near"] = states.near.counts
         return found
 
     def take_lease(self, lease: Lease) -> None:
         """From now on serve from the cache as `lease` allows; it is given back at the end."""
         self._right.lease = lease
+
+    @property
+    def layouts(self) -> Sequence[StateLayout]:
+        """Of the states of all entities, in order."""
+        return self._like.layouts
+
+    @property
+    def asks_for_scores(self) -> bool:
+        """Whether exchanges bring scores of other processes, for a model that is called."""
+        return self._remote is not None
+
+    def take_near(self, near: NearReading) -> None:
+        """From now on look for states in `near` first; before the first score."""
+        self._seats.near = near.states
+        self._states.near = near
 
     def carry_out(self, told: Sequence[Invalidation]) -> None:
         """Serve nothing more of what was invalidated, up to now."""
@@ -303,15 +322,10 @@ class SharedScorer(Scorer):
         deadline_ms: float | None,
     ) -> Result:
         ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
-        states, remote = self._states, self._remote
-        limit_s = states.left_s(ends_s)
-        seat.ticket = self._pending.ticket()
-        if remote is None:
-            fetched = self._exchanges.fetch(seat.desk, row, limit_s)
-        else:
-            fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
-        states.n_exchanges = number = states.next_exchange()
-        result = self._answered(seat, serving, transaction, row, at_ms, fetched, ends_s)
+        fetched, number = self._states.fetch(seat, row, ends_s)
+        result = self._answered(
+            seat, serving, transaction, row, at_ms, fetched, ends_s, is_one=True
+        )
         if number % _TIMED == 0:
             elapsed_s = self._clock.monotonic_s() - started_s
             self._latencies.add(SOURCES.index(result.source or ""), round(elapsed_s * 1e9))
@@ -326,9 +340,11 @@ class SharedScorer(Scorer):
         at_ms: int,
         fetched: Fetched,
         ends_s: float | None,
+        *,
+        is_one: bool = False,
     ) -> Result:
         """The answer on what was fetched."""
-        pending = self._states.take(seat, row, fetched, ends_s)
+        pending = self._states.take(seat, row, fetched, ends_s, is_one=is_one)
         is_cache_off = self._right.is_cache_off()
         seat.set_out(is_cache_off)
         out = bytes(serving.out_bytes)
@@ -409,9 +425,8 @@ class SharedScorer(Scorer):
     def _vector(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
         seat = self._seats.take(self._states.limit_s)
         try:
-            seat.ticket = self._pending.ticket()
-            fetched = self._exchanges.fetch(seat.desk, row, self._states.limit_s)
-            self._states.take(seat, row, fetched)
+            fetched, _ = self._states.fetch(seat, row, None)
+            self._states.take(seat, row, fetched, is_one=True)
             return seat.store.features(row, as_of_ms)
         finally:
             self._seats.give_back(seat)
@@ -425,6 +440,8 @@ class SharedScorer(Scorer):
 
     def _close_state(self) -> None:
         self._right.close()
+        if self._states.near is not None:
+            self._states.near.close()
         self._async.close()
         self._seats.close()
         if self._decisions is not None:

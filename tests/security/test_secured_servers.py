@@ -104,7 +104,12 @@ def go_through(own: SharedDeployment, beside: SharedDeployment) -> None:
         scorer.label("payment-7", fraud=True)
         assert scorer.score(requests(at_ms)[mine_card(mine)], as_of=at_ms).pending == 1
         scorer.flush(30.0)
-        assert own.consume() == beside.consume()
+        with Scorer.open("shared", settings=own.given | {"redis.near": True}, model=dear) as near:
+            assert own.consume() == beside.consume()
+            # It has read what was published, and has looked whether that is all.
+            threading.Event().wait(0.5)
+            assert near.stats()["near"]["messages"] > 0
+            assert near.stats()["near"]["troubles"] == 0
         at_ms = now_ms() + 2_000
         assert answers(scorer, at_ms) == answers(other, at_ms)
         with own.opened() as found, beside.opened() as plainly:

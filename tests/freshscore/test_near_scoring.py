@@ -1,0 +1,148 @@
+"""Scoring on near states, on a real broker and a real Redis: what is near is what Redis has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from freshscore import Result, Scorer, SettingsError
+from freshscore.invalidation.assembling import open_consumer
+from tests.freshscore.shared_deployment import (
+    CARDS,
+    SharedDeployment,
+    label,
+    now_ms,
+    payment,
+    recent,
+)
+
+_LIMIT_S = 60.0
+
+
+def model(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores that tell the features apart. Without a version, so nobody shares them."""
+    weights = np.arange(1, matrix.shape[1] + 1)
+    return 1.0 / (1.0 + np.exp(-(np.nan_to_num(matrix) @ weights) / 1e5))
+
+
+@contextmanager
+def consuming(deployment: SharedDeployment) -> Iterator[None]:
+    """A consumer at work, in a thread."""
+    consumer = open_consumer(deployment.settings)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        consumer.stop()
+        thread.join(_LIMIT_S)
+        assert not thread.is_alive()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait, within the limit."""
+    waiting = threading.Event()
+    for _ in range(round(_LIMIT_S / 0.02)):
+        if is_so():
+            return
+        waiting.wait(0.02)
+    raise AssertionError("it did not come to be so")
+
+
+def opened(deployment: SharedDeployment, *, near: bool) -> Scorer:
+    given = deployment.given | {"redis.near": near, "redis.near_max_bytes": 1 << 20}
+    return Scorer.open("shared", settings=given, model=model)
+
+
+def is_applied(deployment: SharedDeployment) -> bool:
+    """Whether Redis has all that the log has."""
+    return sum(one["behind"] for one in deployment.figures("lag")["partitions"]) == 0
+
+
+def asked(at_ms: int) -> list[dict[str, Any]]:
+    """A payment of each card, not observed."""
+    return [payment(9_000 + i, at_ms) for i in range(len(CARDS))]
+
+
+def told(result: Result) -> tuple[Any, ...]:
+    return result.score, result.feature_hash, result.state_versions, result.degraded
+
+
+def agree(near: Scorer, plain: Scorer) -> bool:
+    """Whether both answer alike, the near one without an exchange."""
+    at_ms = now_ms() + 1_000
+    before = near.stats()
+    mine = [told(near.score(one, as_of=at_ms)) for one in asked(at_ms)]
+    after = near.stats()
+    is_near = after["near"]["hits"] - before["near"]["hits"] == len(CARDS)
+    is_near &= after["store"]["exchanges"] == before["store"]["exchanges"]
+    return is_near and mine == [told(plain.score(one, as_of=at_ms)) for one in asked(at_ms)]
+
+
+def test_near_states_follow_payments_facts_and_own_observations(
+    deployment: SharedDeployment,
+) -> None:
+    payments = recent(60)
+    with (
+        consuming(deployment),
+        opened(deployment, near=True) as near,
+        opened(deployment, near=False) as plain,
+    ):
+        deployment.send(payments)
+        until(lambda: is_applied(deployment))
+        until(lambda: agree(near, plain))
+        admitted = near.stats()["near"]["admitted"]
+        # What others send, what is said of it, and what this scorer observes itself.
+        deployment.send(recent(30, 100), [label(payments[3]), label(payments[5])])
+        near.observe(payment(500, now_ms() - 500))
+        near.flush(_LIMIT_S)
+        until(lambda: is_applied(deployment))
+        until(lambda: agree(near, plain))
+        # They stayed near through all of it.
+        assert near.stats()["near"]["admitted"] == admitted
+        assert "near" not in plain.stats()
+
+
+def test_an_own_observation_counts_at_once_on_near_states(deployment: SharedDeployment) -> None:
+    with consuming(deployment), opened(deployment, near=True) as near:
+        with opened(deployment, near=False) as plain:
+            deployment.send(recent(60))
+            until(lambda: is_applied(deployment))
+            until(lambda: agree(near, plain))
+        at_ms = now_ms() + 1_000
+        before = near.score(asked(at_ms)[0], as_of=at_ms)
+        near.observe(payment(600, now_ms() - 500))
+        after = near.score(asked(at_ms)[0], as_of=at_ms)
+        assert after.pending == 1 or after.state_versions != before.state_versions
+        assert after.feature_hash != before.feature_hash
+
+
+def test_near_states_wait_while_nobody_publishes_and_come_back(
+    deployment: SharedDeployment,
+) -> None:
+    with opened(deployment, near=True) as near, opened(deployment, near=False) as plain:
+        with consuming(deployment):
+            deployment.send(recent(60))
+            until(lambda: is_applied(deployment))
+            until(lambda: agree(near, plain))
+        until(lambda: not near.stats()["near"]["in_step"])
+        hits = near.stats()["near"]["hits"]
+        at_ms = now_ms() + 1_000
+        for one in asked(at_ms):
+            assert told(near.score(one, as_of=at_ms)) == told(plain.score(one, as_of=at_ms))
+        assert near.stats()["near"]["hits"] == hits
+        deployment.send(recent(12, 200))
+        with consuming(deployment):
+            until(lambda: agree(near, plain))
+
+
+def test_near_states_need_a_connection_of_their_own(deployment: SharedDeployment) -> None:
+    given = deployment.given | {"redis.near": True, "redis.max_connections": 2}
+    with pytest.raises(SettingsError, match=r"max_connections = 2: near states need"):
+        Scorer.open("shared", settings=given, model=model)
