@@ -68,6 +68,11 @@ class LogWriter:
                 continue
             self._producer = producer
             self._has_tried.set()
+            # The first message to a topic waits for where its partitions are, and may wait long
+            # once Kafka is away.
+            for topic in _topics(self._settings):
+                with suppress(kafka.errors.KafkaError):
+                    producer.partitions_for(topic)
             if self._closed.is_set():
                 producer.close(timeout=0)
             return
@@ -151,6 +156,10 @@ def _producer(settings: KafkaSettings) -> Any:
             allow_auto_create_topics=False,
             metrics_enabled=False,
         )
+
+
+def _topics(settings: KafkaSettings) -> tuple[str, ...]:
+    return settings.transactions_topic, settings.labels_topic, settings.decisions_topic
 
 
 def _delivered(at: Any) -> Delivered:

@@ -34,6 +34,7 @@ class Threads:
             if self._running >= self._most:
                 raise Backpressure(
                     f"{self._running} scores wait for {self._n} threads, which is the limit"
+                    " (threads are redis.max_connections less a reserve, 32 at most)"
                 )
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._n, "freshscore-score")

@@ -1,7 +1,7 @@
 """What leaves a scorer behind its answers: a bounded buffer, and the thread that empties it.
 
-Rule: whoever hands something over never waits. When the buffer is full, or sending fails, what is
-handed over is lost, and counted.
+Rule: whoever hands something over never waits. When the buffer is full, what is handed over is
+lost, and counted; so is what cannot be sent, unless it is kept until it can.
 """
 
 from __future__ import annotations
@@ -12,27 +12,35 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
+from freshscore.config.errors import Unavailable
+
 T = TypeVar("T")
 
 # How long the sender sleeps, seconds: to wake it costs a score more than its own kernel does.
 _PERIOD_S: Final = 0.05
+# Between two tries to send what is kept.
+_AGAIN_S: Final = 0.5
 
 
 class Outbox(Generic[T]):
     """Hands what it is given to `send`, one by one, in its own thread.
 
-    most: how many may wait. send may raise, after its own limit on waiting: then that one is lost.
+    most: how many may wait. send may raise, after its own limit on waiting: then that one is lost,
+    but where `keeps` is set, and what is raised is Unavailable, it is sent again.
     """
 
-    def __init__(self, name: str, send: Callable[[T], None], most: int) -> None:
+    def __init__(
+        self, name: str, send: Callable[[T], None], most: int, *, keeps: bool = False
+    ) -> None:
         self._name = name
         self._send = send
         self._most = most
+        self._keeps = keeps
         self._waiting: deque[T] = deque()
         self._wake = threading.Event()
         self._emptied = threading.Condition()
         self._n_sending = 0
-        self._is_closing = False
+        self._closing = threading.Event()
         self.n_sent = 0
         self.n_lost = 0
         self._thread = threading.Thread(target=self._run, name=f"freshscore-{name}", daemon=True)
@@ -41,7 +49,7 @@ class Outbox(Generic[T]):
     def add(self, one: T) -> None:
         """Hand over `one`; it is lost where too many wait."""
         n = len(self._waiting)
-        if n >= self._most or self._is_closing:
+        if n >= self._most or self._closing.is_set():
             self.n_lost += 1
             return
         self._waiting.append(one)
@@ -61,7 +69,7 @@ class Outbox(Generic[T]):
 
     def close(self, timeout_s: float) -> None:
         """Send what waits, for `timeout_s` at most; the rest is lost."""
-        self._is_closing = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s)
         while self._waiting:
@@ -69,31 +77,45 @@ class Outbox(Generic[T]):
             self.n_lost += 1
 
     def _run(self) -> None:
-        while not (self._is_closing and not self._waiting):
+        while not (self._closing.is_set() and not self._waiting):
             self._wake.wait(_PERIOD_S)
             self._wake.clear()
-            while self._waiting:
-                self._send_one()
+            while self._waiting and self._send_one():
+                pass
             with self._emptied:
                 self._emptied.notify_all()
 
-    def _send_one(self) -> None:
+    def _send_one(self) -> bool:
+        """Send the first that waits; False where it is kept, and what follows should wait too."""
         # Before it is taken, so that `flush` sees it in one place or in the other.
         self._n_sending = 1
         try:
-            self._send(self._waiting.popleft())
-            self.n_sent += 1
+            one = self._waiting.popleft()
         except IndexError:
             # Closing took it.
-            pass
-        except Exception as problem:  # noqa: BLE001  # a thread that ends would lose all others
-            self.n_lost += 1
-            if self.n_lost & (self.n_lost - 1) == 0:
-                logging.getLogger("freshscore").warning(
-                    "%d %s lost so far: %s", self.n_lost, self._name, type(problem).__name__
-                )
-        finally:
             self._n_sending = 0
+            return True
+        try:
+            self._send(one)
+            self.n_sent += 1
+        except Unavailable as problem:
+            if self._keeps and not self._closing.is_set():
+                self._waiting.appendleft(one)
+                self._n_sending = 0
+                self._closing.wait(_AGAIN_S)
+                return False
+            self._lose(problem)
+        except Exception as problem:  # noqa: BLE001  # a thread that ends would lose all others
+            self._lose(problem)
+        self._n_sending = 0
+        return True
+
+    def _lose(self, problem: Exception) -> None:
+        self.n_lost += 1
+        if self.n_lost & (self.n_lost - 1) == 0:
+            logging.getLogger("freshscore").warning(
+                "%d %s lost so far: %s", self.n_lost, self._name, type(problem).__name__
+            )
 
 
 def outbox_counts(outbox: Outbox[Any]) -> dict[str, int]:

@@ -107,6 +107,7 @@ class SharedFeed:
             writer.send(self._settings.transactions_topic, self._key(row), value, done=done)
         except BaseException:
             self._pending.give_up(event, "not sent")
+            self._count("not sent")
             raise
         self._count("sent")
 
@@ -143,13 +144,17 @@ class SharedFeed:
         def done(at: Delivered | None) -> None:
             # Only now is it known since when the facts are: not before they arrived.
             if at is None:
-                self._count("fact not sent")
+                self._count("fact not sent", len(flags))
             elif not looked_up and at.arrival_ms >= 0:
                 known = max(sent_ms, known_ms or sent_ms, at.arrival_ms)
                 for name, value in flags.items():
                     self._pending.add(self._fact(row, numbers[name], value, known, sent_ms))
 
-        writer.send(self._settings.labels_topic, self._key(row), value, done=done)
+        try:
+            writer.send(self._settings.labels_topic, self._key(row), value, done=done)
+        except BaseException:
+            self._count("fact not sent", len(flags))
+            raise
         self._count("fact sent", len(flags))
 
     def flush(self, timeout_s: float) -> None:

@@ -9,6 +9,7 @@ lease. What leaves behind an answer (its decision, its score for others) never m
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -138,6 +139,7 @@ class SharedScorer(Scorer):
                 "decisions",
                 lambda record: writer.send(topic, None, record),
                 settings.kafka.max_unsent_decisions,
+                keeps=True,
             )
         self._version_bytes = serving.version.encode()
         self._counting = threading.Lock()
@@ -180,7 +182,7 @@ class SharedScorer(Scorer):
             elapsed_ms = 1000.0 * (self._clock.monotonic_s() - started_s)
             if deadline_ms is not None and elapsed_ms >= deadline_ms:
                 raise DeadlineExceeded(
-                    f"Redis did not answer within deadline_ms = {deadline_ms}"
+                    f"deadline_ms = {deadline_ms} has passed: {problem}"
                 ) from problem
             raise
 
@@ -230,8 +232,13 @@ class SharedScorer(Scorer):
         self._shared_feed.label(transaction_id, flags, known_at, entities, time)
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the log has what was observed, labelled and decided. Raises Unavailable."""
+        """Wait until the log has what was observed, labelled and decided.
+
+        timeout_s: above 0 and finite, else ValueError is raised. Raises Unavailable after it.
+        """
         self._open_serving()
+        if not 0.0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s is {timeout_s}; it must be above 0 and finite")
         ends_s = self._clock.monotonic_s() + timeout_s
         if self._decisions is not None and not self._decisions.flush(timeout_s):
             raise Unavailable(f"decisions were not sent within {timeout_s} s")
