@@ -50,7 +50,8 @@ class NodeMarker:
 class Place:
     """Where one partition stands; offsets are those of the next message.
 
-    arrival_ms: the lowest arrival that can still come; 0 before anything is known of it.
+    arrival_ms: the lowest arrival that can still come; 0 before anything is known of it. before_ms:
+    that before the messages that were read last.
     rebuilt_at: where a rebuilding has read it again; None: nothing to rebuild. waits_for: while it
     is held, the offsets that partitions of payments must have been applied to.
     """
@@ -62,6 +63,7 @@ class Place:
     rebuilt_at: int | None
     kind: str
     arrival_ms: int = 0
+    before_ms: int = 0
     first_arrival_ms: int | None = None
     end: int = -1
     waits_for: Mapping[Partition, int] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Place:
         """Messages were read, the first and the latest of which arrived then."""
         if self.first_arrival_ms is None:
             self.first_arrival_ms = first_ms
+        self.before_ms = self.arrival_ms
         self.arrival_ms = max(self.arrival_ms, latest_ms)
 
     def reach_end(self, end: int, passed_ms: int) -> None:
@@ -109,13 +112,18 @@ class Place:
             return RebuiltNote(self.kind if self.kind == EMPTY else CUT, self.arrival_ms)
         return RebuiltNote(self.kind, self.first_arrival_ms)
 
-    def hold(self, offset: int, end: int, waits_for: Mapping[Partition, int]) -> None:
+    def hold(
+        self, offset: int, end: int, waits_for: Mapping[Partition, int], arrival_ms: int
+    ) -> None:
         """Read nothing from `offset` on until payments are applied up to what it waits for.
 
-        end: the partition's, asked for before those of the payments: what lies before it has then
-        waited too, so that many labels without a payment are one wait.
+        arrival_ms: the latest of the messages before `offset` that were read last, 0 for none; what
+        came behind it is still to come. end: the partition's, asked for before those of the
+        payments: what lies before it has then waited too, so that many labels without a payment are
+        one wait.
         """
         self.read = offset
+        self.arrival_ms = max(self.before_ms, arrival_ms)
         self.waits_to = end
         self.is_held = True
         self.waits_for = waits_for

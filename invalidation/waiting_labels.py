@@ -65,13 +65,16 @@ class WaitingLabels:
         """
         found, missing = self._sought(batch, labels)
         for at, offset in missing.items():
-            self._hold(at, offset)
-            upto[at] = (offset, upto[at][1])
+            self._hold(at, offset, _latest_before(labels, at, offset))
+            upto[at] = (offset, self._places[at].arrival_ms)
         nothing = messages_of([])
         again = self._batcher.build(nothing, nothing, self._clock.now_ms(), found)
         for one in again.far:
             self._refuse(labels, Refusal(True, one.lookup.index, MALFORMED, FAR))
-        covered = tuple(one._replace(end=upto[one.partition][0]) for one in ranges)
+        covered = tuple(
+            one._replace(end=upto[one.partition][0], arrival_ms=upto[one.partition][1])
+            for one in ranges
+        )
         self._under_way.send(again, upto, covered)
         self._under_way.settle()
 
@@ -110,12 +113,18 @@ class WaitingLabels:
         self._outcomes.set_aside(labels, refusal)
         self._outcomes.count(refusal.reason)
 
-    def _hold(self, at: Partition, offset: int) -> None:
+    def _hold(self, at: Partition, offset: int, arrival_ms: int) -> None:
         """Read nothing of a partition of labels from `offset` on, until the payments are in."""
         topic = self._transactions_topic
         payments = [(topic, number) for number in self._reader.partitions(topic)]
         # Asked before the payments' ends: up to here all labels wait for the same payments.
         end = self._reader.ends([at])[at]
-        self._places[at].hold(offset, end, self._reader.ends(payments))
+        self._places[at].hold(offset, end, self._reader.ends(payments), arrival_ms)
         self._reader.pause([at])
         self._reader.seek(at, offset)
+
+
+def _latest_before(labels: Sequence[Fetched], at: Partition, offset: int) -> int:
+    """The latest arrival of a partition's messages before `offset`; 0 where there are none."""
+    [fetched] = [one for one in labels if one.partition == at]
+    return int(fetched.spans[fetched.offsets < offset, 2].max(initial=0))

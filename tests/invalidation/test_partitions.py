@@ -101,11 +101,22 @@ def test_arrivals_move_on_only_with_what_is_known() -> None:
     assert place.arrival_ms == 9_000
 
 
+def test_what_is_behind_a_held_label_is_still_to_come() -> None:
+    place = Place.begun(0, 0, 5, rebuild=False)
+    place.see(100, 200)
+    place.see(300, 900)
+    place.hold(3, 5, {}, 400)
+    assert place.arrival_ms == 400
+    place.see(500, 900)
+    place.hold(3, 5, {}, 0)
+    assert place.arrival_ms == 400
+
+
 def test_a_held_label_is_final_once_all_payments_are_in() -> None:
     """It waits for what the log held when it was read, and so have the labels behind it by then."""
     payments = {("transactions", 0): 10, ("transactions", 1): 20}
     place = Place.begun(0, 0, 9, rebuild=False)
-    place.hold(3, 5, payments)
+    place.hold(3, 5, payments, 0)
     assert place.is_held
     assert not place.release({("transactions", 0): 10, ("transactions", 1): 19})
     assert not place.is_final(3)
