@@ -8,10 +8,13 @@ Building `Settings` directly reads nothing from outside.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,8 +25,37 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+# A name of letters and digits, or an address of IPv6 in brackets, and a port.
+_SERVER: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_MOST_PORT: Final = 65_535
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+# Behind the "?" of redis.url. Those that ask an OCSP responder, or hold a certificate themselves,
+# are left out: they have no form as text that the client reads rightly.
+_TLS_OPTIONS: Final = (
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_ciphers",
+    "ssl_keyfile",
+    "ssl_min_version",
+    "ssl_password",
+)
+_PASSWORD_IN_URL: Final = "holds a password, which belongs into FRESHSCORE_REDIS__PASSWORD"
+
+
+def _topic_name(value: str) -> str:
+    # Kafka keeps a topic in a folder of its name.
+    if not _TOPIC.fullmatch(value) or value in (".", ".."):
+        raise ValueError(
+            'must be 1 to 249 letters, digits, dots, dashes or underscores, and not "." or ".."'
+        )
+    return value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=249)]
+TopicName = Annotated[str, AfterValidator(_topic_name)]
 
 # The widest record that a specification may have (design: at most 48 bytes for `payments`), and
 # twice of it, for a segment is copied into a larger one while both exist.
@@ -143,6 +175,18 @@ class KafkaSettings(_Group):
     clock_error_ms: int = Field(default=5_000, ge=0, le=3_600_000)
     max_unsent_decisions: int = Field(default=100_000, ge=1, le=10_000_000)
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers_with_ports(cls, value: str) -> str:
+        for one in value.split(","):
+            found = _SERVER.fullmatch(one.strip())
+            if found is None or not 1 <= int(found[1]) <= _MOST_PORT:
+                raise ValueError(
+                    f"must be host:port, several with commas, ports from 1 to {_MOST_PORT};"
+                    f" {one.strip()!r} is not"
+                )
+        return value
+
 
 class RedisSettings(_Group):
     """Where states are kept, so that many processes share them."""
@@ -169,10 +213,39 @@ class RedisSettings(_Group):
 
     @field_validator("url")
     @classmethod
-    def _url_without_password(cls, value: str) -> str:
+    def _url_of_a_database(cls, value: str) -> str:
+        # First of all: no other message may quote a part of what is a password.
         if ":" in value.partition("://")[2].rpartition("@")[0]:
-            raise ValueError("holds a password, which belongs into FRESHSCORE_REDIS__PASSWORD")
+            raise ValueError(_PASSWORD_IN_URL)
+        try:
+            parts = urlsplit(value)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(f"must have a host, and a port from 1 to {_MOST_PORT}") from None
+        if not host or port == 0:
+            raise ValueError(f"must have a host, and a port from 1 to {_MOST_PORT}")
+        if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path) or parts.fragment:
+            raise ValueError("must name the database by its number, or none: redis://HOST:6379/0")
+        _refuse_options(parts)
         return value
+
+
+def _refuse_options(parts: SplitResult) -> None:
+    """Raise ValueError for what stands behind the "?" of redis.url and is no option of TLS."""
+    given = parse_qs(parts.query, keep_blank_values=True)
+    if "password" in given:
+        raise ValueError(_PASSWORD_IN_URL)
+    strange = sorted(given.keys() - _TLS_OPTIONS)
+    if strange:
+        raise ValueError(
+            f"has unknown options: {', '.join(strange)}; those that there are:"
+            f" {', '.join(_TLS_OPTIONS)}"
+        )
+    if given and parts.scheme != "rediss":
+        raise ValueError(f"has options of TLS ({', '.join(given)}), which needs rediss://")
+    empty = [name for name, values in given.items() if "" in values]
+    if empty:
+        raise ValueError(f"gives no value to {', '.join(empty)}")
 
 
 class InputSettings(_Group):

@@ -308,15 +308,13 @@ class Nodes:
     def _check(self, address: Address) -> None:
         """Refuse a server on which states could vanish, or of another kind than the settings."""
         place = f"Redis at {address[0]}:{address[1]}"
-        commands = [(b"INFO", b"memory"), (b"INFO", b"cluster"), _ASK_POLICY]
-        memory, kind, configured = self._asked(address, commands)
+        # Not CONFIG GET: the documented user may not, and each try would be a line of ACL LOG.
+        memory, kind = self._asked(address, [(b"INFO", b"memory"), (b"INFO", b"cluster")])
         policy = _in_info(memory).get("maxmemory_policy")
-        if isinstance(configured, list) and len(configured) == 2:
-            policy = configured[1].decode()
         if policy is None:
             raise SettingsError(
-                f"{place}: neither INFO nor CONFIG GET says whether it evicts keys; the user in"
-                " redis.url needs +info"
+                f"{place}: INFO does not say whether it evicts keys; the user in redis.url needs"
+                " +info"
             )
         if policy != "noeviction":
             raise SettingsError(
@@ -338,9 +336,6 @@ class _Pool:
         self.borrowed: dict[Lines, Topology] = {}
 
 
-_ASK_POLICY: Final = (b"CONFIG", b"GET", b"maxmemory-policy")
-
-
 def _forked(nodes: Nodes | None) -> None:
     """In the child of a fork: the parent's connections are the parent's."""
     if nodes is None:
@@ -360,7 +355,10 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as problem:
-        raise SettingsError(f"Redis refuses the user or password: {problem}") from problem
+        raise SettingsError(
+            "Redis refuses the user or password: that of redis.url with redis.password"
+            f" (FRESHSCORE_REDIS__PASSWORD): {problem}"
+        ) from problem
     except redis.exceptions.NoPermissionError as problem:
         raise SettingsError(f"Redis refuses a command to this user: {problem}") from problem
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as problem:
@@ -394,13 +392,8 @@ class _Options:
     _given: Mapping[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        try:
+        with _at_fault():
             given = parse_url(self.settings.url)  # type: ignore[no-untyped-call]  # the library's
-        except ValueError as problem:
-            raise SettingsError(f"redis.url: {problem}") from problem
-        strange = {name for name in given if not name.startswith("ssl_")} - _IN_URL
-        if strange:
-            raise SettingsError(f"redis.url: unknown options {', '.join(sorted(strange))}")
         object.__setattr__(self, "_given", given)
 
     @property
@@ -413,15 +406,18 @@ class _Options:
         ends_s = clock.monotonic_s() + limit_s
         given = dict(self._given)
         made_by = given.pop("connection_class", Connection)
-        connection = made_by(
-            **given
+        options = (
+            given
             | self._common(limit_s)
             | {"host": address[0], "port": address[1]}
             | {"redis_connect_func": partial(_shake_hands, ends_s, clock)}
         )
+        with _at_fault((TypeError, ValueError, redis.RedisError)):
+            connection = made_by(**options)
         with translated():
             try:
-                connection.connect()
+                with _at_fault():
+                    connection.connect()
                 for script in SCRIPTS:
                     connection.send_command("SCRIPT", "LOAD", script.text)
                 for _ in SCRIPTS:
@@ -456,9 +452,25 @@ class _Options:
         }
 
 
+@contextmanager
+def _at_fault(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Raise as SettingsError what the library says of values in redis.url, in errors of `kinds`."""
+    try:
+        yield
+    except kinds as problem:
+        if isinstance(problem, OSError):
+            # A certificate that is not accepted is both.
+            raise
+        raise SettingsError(f"redis.url: {problem}") from problem
+
+
 def _shake_hands(ends_s: float, clock: Clock, connection: Connection) -> None:
     """Do what the library does on a new connection, in what is left of the time."""
     _bound(connection, ends_s, clock)
+    # By one of these names it would tell what it is called (CLIENT SETINFO), which the documented
+    # user may not: each try would be a line of ACL LOG.
+    for name in ("driver_info", "lib_name", "lib_version"):
+        setattr(connection, name, None)
     connection.on_connect()  # type: ignore[no-untyped-call]  # the library's
 
 
@@ -471,9 +483,6 @@ def _bound(connection: Connection, ends_s: float, clock: Clock) -> None:
     connection.socket_timeout = left_s
     made: socket.socket = connection._sock  # type: ignore[assignment]  # connected by now
     made.settimeout(left_s)
-
-
-_IN_URL: Final = {"username", "host", "port", "db", "connection_class"}
 
 
 def _in_info(reply: Reply) -> dict[str, str]:

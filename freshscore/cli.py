@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import freshscore
 from freshscore.arguments import add_shared_arguments
 from freshscore.config.errors import FreshscoreError
+from freshscore.config.extras import clients_of_servers
 from freshscore.destinations import check_destinations
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -101,7 +102,8 @@ def _run(words: list[str]) -> int:
     add_shared_arguments(parser)
     arguments = parser.parse_args(words[len(name.split()) :])
     check_destinations(arguments)
-    code: int = module.run(arguments)
+    with clients_of_servers():
+        code: int = module.run(arguments)
     return code
 
 

@@ -53,10 +53,10 @@ def translated(settings: KafkaSettings | None = None) -> Iterator[None]:
         if settings is None:
             raise Unavailable(f"Kafka: {type(problem).__name__}: {problem}") from problem
         raise Unavailable(
-            f"Kafka at {settings.bootstrap_servers} does not answer within"
-            f" {settings.request_timeout_s} s over {settings.security_protocol}: it is down, or the"
-            " password, the certificate authority or the client certificate is not what it wants,"
-            f" which all look the same from here ({type(problem).__name__})"
+            f"Kafka at {settings.bootstrap_servers} (kafka.bootstrap_servers) does not answer"
+            f" within {settings.request_timeout_s} s over {settings.security_protocol}: it is down,"
+            " or the password, the certificate authority or the client certificate is not what it"
+            f" wants, which all look the same from here ({type(problem).__name__})"
         ) from problem
 
 

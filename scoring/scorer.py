@@ -25,6 +25,7 @@ from freshscore.config.errors import (
     ForkedScorer,
     FreshscoreError,
 )
+from freshscore.config.extras import clients_of_servers
 from freshscore.config.loading import load_settings
 from freshscore.config.secret import random_seed
 from freshscore.config.settings import Settings
@@ -114,7 +115,8 @@ class Scorer:
         loaded = load_settings(profile, settings=settings)
         if loaded.store.backend == "redis":
             # The clients of Redis and Kafka are imported by those who have servers.
-            from freshscore.scoring.shared_opening import open_shared
+            with clients_of_servers():
+                from freshscore.scoring.shared_opening import open_shared
 
             return open_shared(loaded, model)
         state = EmbeddedState.open(loaded)

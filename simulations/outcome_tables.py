@@ -35,13 +35,13 @@ def composition_line(composition: Composition, shape: str, seed: int) -> str:
     """Which touches were in the file and which were simulated, and by which seed."""
     one = composition
     again = one.simulated_scores - one.simulated_payments
-    repeated = one.simulated_events - one.simulated_payments
     simulated = [
         f"{count:,} {what}"
         for count, what in (
-            (one.simulated_payments, "added payments (score and event each)"),
+            (one.simulated_payments, "added payments (a first score each)"),
             (again, "scores again"),
-            (repeated, "repeated events"),
+            # Not told apart: an added payment whose event came after the last score has none.
+            (one.simulated_events, "events (theirs, and repeated ones)"),
             (one.simulated_facts, "facts"),
         )
         if count

@@ -132,15 +132,17 @@ def _equality(outcome: Outcome) -> str:
 def _shared_equality(shared: SharedOutcome) -> str:
     holds = shared.equality.holds
     verdict = (
-        "Through Kafka and Redis every answer is the embedded one"
+        "Through Kafka and Redis every answer on the same versions is the embedded one"
         if holds
         else "Answers through Kafka and Redis differ from the embedded ones"
     )
-    note = (
-        f"{shared.statement[0].upper()}{shared.statement[1:]}."
-        f" {shared.answers_per_s:,} answers a second;"
-        f" {shared.history_per_s:,} messages of history a second."
-    )
+    sentences = [
+        f"{shared.statement[0].upper()}{shared.statement[1:]}.",
+        *([shared.why_different] if shared.why_different else []),
+        f"{shared.answers_per_s:,} answers a second;"
+        f" {shared.history_per_s:,} messages of history a second.",
+    ]
+    note = " ".join(sentences)
     return (
         f"<section class={'holds' if holds else 'broken'}><h2>{_text(verdict)}</h2>"
         f"<p class=note>{_text(note)}</p></section>"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _PERCENTILES: Final = (50, 90, 99, 100)
 _PERCENTILE_NAMES: Final = ("p50", "p90", "p99", "most")
 _LAG: Final = "messages behind"
+_WHY_DIFFERENT: Final = (
+    "Answers on other versions may differ, for instance where Kafka had not brought a label yet: a"
+    " fact counts only once the log has taken it, and no answer waits for that."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +42,40 @@ class SharedOutcome:
 
     @property
     def verdict(self) -> str:
-        """Whether the shared answers are the embedded ones, as a sentence."""
+        """Whether answers on the same versions are the embedded ones, and why others may differ."""
         verdict = "holds" if self.equality.holds else "FAILED"
-        return f"shared equality check {verdict}: {self.statement}"
+        why = f". {self.why_different}" if self.why_different else ""
+        return f"shared equality check {verdict}: {self.statement}{why}"
 
     @property
     def statement(self) -> str:
-        """What was compared, and how much of it was equal."""
+        """What was compared, how much of it was equal, and how much nothing is promised of."""
         equality = self.equality
-        return (
+        said = (
             f"of {equality.compared:,} answers {equality.same_states:,} stood on the same versions"
             f" of all states, and {equality.equal:,} of these are equal to the bit"
         )
+        if not self.on_other_versions:
+            return said
+        return (
+            f"{said}; {self.on_other_versions:,} stood on other versions, and"
+            f" {self.different_elsewhere:,} of these are different"
+        )
+
+    @property
+    def on_other_versions(self) -> int:
+        """Answers of which some state had another version than in the embedded replay."""
+        return self.equality.compared - self.equality.same_states
+
+    @property
+    def different_elsewhere(self) -> int:
+        """Of those the ones with other bits."""
+        return self.on_other_versions - self.equality.equal_elsewhere
+
+    @property
+    def why_different(self) -> str:
+        """Why answers on other versions may differ, as a sentence; empty where there are none."""
+        return _WHY_DIFFERENT if self.on_other_versions else ""
 
     @property
     def answers_per_s(self) -> int:
@@ -94,6 +120,7 @@ class SharedOutcome:
             ("on the same versions of all states", equality.same_states),
             ("of these, equal to the bit", equality.equal),
             ("on other versions, and equal", equality.equal_elsewhere),
+            ("on other versions, and different", self.different_elsewhere),
             ("degraded", int(np.count_nonzero(answers.degraded))),
             ("refused: too old", answers.refused),
             (

@@ -110,6 +110,39 @@ BEYOND = [
     ("store.path", "\ud800", "surrogates"),
     ("model.learning_rate", 0.0, "greater than 0"),
     ("model.num_leaves", 1, "greater than or equal to 2"),
+    ("kafka.bootstrap_servers", "a:b:c", "must be host:port"),
+    ("kafka.bootstrap_servers", "localhost", "must be host:port"),
+    ("kafka.bootstrap_servers", "localhost:99999", "ports from 1 to 65535"),
+    ("kafka.bootstrap_servers", "localhost:0", "ports from 1 to 65535"),
+    ("kafka.bootstrap_servers", "a:9092,,b:9092", "must be host:port"),
+    ("kafka.bootstrap_servers", "SSL://a:9092", "must be host:port"),
+    ("kafka.transactions_topic", "..", 'not "." or ".."'),
+    ("kafka.labels_topic", ".", 'not "." or ".."'),
+    ("kafka.decisions_topic", "", "1 to 249 letters"),
+    ("kafka.dead_letters_topic", "x" * 180 + " ", "1 to 249 letters"),
+]
+# The value is not in the message: it may hold a password.
+BAD_URLS = [
+    ("redis://", "must have a host"),
+    ("redis://:6379/0", "must have a host"),
+    ("redis://user@/0", "must have a host"),
+    ("redis://host:port/0", "port from 1 to 65535"),
+    ("redis://host:99999/0", "port from 1 to 65535"),
+    ("redis://host:0/0", "port from 1 to 65535"),
+    ("redis://[::1/0", "must have a host"),
+    ("redis://host/abc", "database by its number"),
+    ("redis://host/-1", "database by its number"),
+    ("redis://host/0/1", "database by its number"),
+    ("redis://host/#0", "database by its number"),
+    ("redis://user:hunter2@host/0", "FRESHSCORE_REDIS__PASSWORD"),
+    ("redis://user:hun/ter2@host/0", "FRESHSCORE_REDIS__PASSWORD"),
+    ("redis://host/0?password=hunter2", "FRESHSCORE_REDIS__PASSWORD"),
+    ("rediss://host/0?password=hunter2", "FRESHSCORE_REDIS__PASSWORD"),
+    ("rediss://host/0?ssl_nonsense=1", "unknown options: ssl_nonsense"),
+    ("rediss://host/0?socket_timeout=9", "unknown options: socket_timeout"),
+    ("rediss://host/0?ssl_nonsense", "unknown options: ssl_nonsense"),
+    ("redis://host/0?ssl_ca_certs=ca.pem", "needs rediss://"),
+    ("rediss://host/0?ssl_ca_certs=", "no value to ssl_ca_certs"),
 ]
 
 
@@ -144,6 +177,32 @@ def test_impossible_value_is_an_error_with_key_limit_and_value(
     assert key in said
     assert limit in said
     assert repr(value) in said
+
+
+@pytest.mark.parametrize(("url", "limit"), BAD_URLS)
+def test_impossible_url_of_redis_is_an_error_that_shows_no_password(url: str, limit: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(settings={"redis.url": url}, env={})
+    said = str(caught.value)
+    assert "redis.url = ..." in said
+    assert limit in said
+    assert "hun" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kafka.bootstrap_servers", "one:1, two.example:65535,[::1]:9092,under_score:9092"),
+        ("kafka.labels_topic", "..."),
+        ("kafka.labels_topic", "a.B-c_9"),
+        ("redis.url", "redis://host"),
+        ("redis.url", "redis://host:6379/"),
+        ("redis.url", "redis://user@[::1]:6379/15"),
+        ("redis.url", "rediss://u@h/0?ssl_ca_certs=/a/ca.pem&ssl_certfile=c&ssl_keyfile=c"),
+    ],
+)
+def test_addresses_and_names_as_systems_have_them_are_taken(key: str, value: str) -> None:
+    assert dict(flat(load_settings(settings={key: value}, env={})))[key] == value
 
 
 RELATIONS: list[dict[str, object]] = [

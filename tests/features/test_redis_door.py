@@ -248,7 +248,8 @@ def test_passwords_users_and_kinds_are_checked_when_opened(
     with server.client() as admin:
         admin.execute_command(f"ACL SETUSER fs on >right {rights}")
     host = f"127.0.0.1:{server.port}"
-    with pytest.raises(SettingsError, match="user or password"):
+    wrong = r"user or password: that of redis\.url with redis\.password \(FRESHSCORE_REDIS__"
+    with pytest.raises(SettingsError, match=wrong):
         Nodes.open(redis_settings(f"redis://fs:wrong@{host}/0"))
     with pytest.raises(SettingsError):
         Nodes.open(redis_settings(f"redis://{host}/0"))
@@ -271,9 +272,38 @@ def test_nobody_there_is_unavailable() -> None:
             Nodes.open(redis_settings(url, timeout_ms=200))
 
 
-def test_unknown_options_of_the_url_are_refused() -> None:
-    with pytest.raises(SettingsError, match="socket_timeout"):
-        Nodes.open(redis_settings("redis://127.0.0.1:1/0?socket_timeout=9"))
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("ssl_cert_reqs=perhaps", "perhaps"),
+        ("ssl_min_version=99", "TLS"),
+        ("ssl_min_version=new", "ssl_min_version"),
+    ],
+)
+def test_what_the_library_does_not_take_of_the_url_is_told(option: str, said: str) -> None:
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        url = f"rediss://{LOOPBACK}:{listening.getsockname()[1]}/0?{option}"
+        with pytest.raises(SettingsError, match=rf"redis\.url: .*{said}"):
+            Nodes.open(redis_settings(url))
+
+
+def test_nothing_is_sent_at_the_start_that_the_documented_user_may_not() -> None:
+    """Each refusal would be a line of ACL LOG; the library would like to tell its name."""
+    heard: list[bytes] = []
+
+    def hear(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            heard.append(connection.recv(1_000))
+
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        thread = threading.Thread(target=hear, args=(listening,))
+        thread.start()
+        with pytest.raises(Unavailable):
+            Nodes.open(redis_settings(f"redis://{LOOPBACK}:{listening.getsockname()[1]}/0"))
+        thread.join()
+    assert b"LOAD" in heard[0]
+    assert b"SETINFO" not in heard[0]
 
 
 def test_threads_have_connections_of_their_own(nodes: Nodes, namespace: str) -> None:

@@ -303,3 +303,51 @@ def test_a_seed_below_zero_is_a_wrong_use(
 def test_an_unknown_command_of_a_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "wat"]) == 2
     assert "no command 'models wat'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("consume", "hiredis"),
+        ("consume", "kafka"),
+        ("consume", "redis"),
+        ("lag", "redis"),
+        ("topics check", "kafka"),
+    ],
+)
+def test_without_the_extra_of_the_servers_one_line_says_how_to_install_it(
+    command: str, missing: str
+) -> None:
+    words = [*command.split(), "--profile", "shared"]
+    statement = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from freshscore.cli import main; sys.exit(main({words!r}))"
+    )
+    # Nobody listens there: what is not stopped by the missing module ends soon.
+    nowhere = {
+        "FRESHSCORE_SECRET": "00" * 32,
+        "FRESHSCORE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "FRESHSCORE_KAFKA__REQUEST_TIMEOUT_S": "1",
+        "FRESHSCORE_REDIS__URL": "redis://127.0.0.1:1/0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", statement],
+        capture_output=True,
+        text=True,
+        env=os.environ | nowhere,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{missing} is not installed: pip install 'freshscore[shared]'" in done.stderr
+
+
+def test_a_module_that_is_missing_for_another_reason_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(arguments: Namespace) -> int:
+        raise ModuleNotFoundError("No module named 'other'", name="other")
+
+    monkeypatch.setattr("freshscore.commands.settings_show.run", run)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["settings", "show"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -143,3 +144,17 @@ def test_the_secret_must_be_one_that_others_have(
     monkeypatch.delenv("FRESHSCORE_SECRET")
     with pytest.raises(SettingsError, match="FRESHSCORE_SECRET"):
         Scorer.open("shared", settings=settings, model=constant)
+
+
+@pytest.mark.parametrize("missing", ["hiredis", "kafka", "redis"])
+def test_without_the_clients_opening_says_which_extra_brings_them(missing: str) -> None:
+    statement = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from freshscore import Scorer, SettingsError\n"
+        "try: Scorer.open('shared', model=len)\n"
+        "except SettingsError as problem: print(problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", statement], capture_output=True, text=True, check=True
+    )
+    assert f"{missing} is not installed: pip install 'freshscore[shared]'" in done.stdout

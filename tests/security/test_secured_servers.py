@@ -155,9 +155,10 @@ def test_kafka_with_a_client_certificate(secured_kafka: SecuredKafka, deploy: De
 def test_redis_with_tls_and_the_documented_user(
     secured_kafka: SecuredKafka, deploy: Deploy, secure: Secure, redis_user: str, cluster: bool
 ) -> None:
-    """The user needs each command that the documentation lists, and no other."""
+    """The user needs each command that the documentation lists, and tries no other."""
     redis = secure(cluster=cluster)
     reset_counts(redis.server)
+    assert refused(redis.server) == []
     own = deploy("secured", plain(secured_kafka) | redis.as_user)
     go_through(own, deploy("plain", plain(secured_kafka)))
     listed = commands_in(redis_user)
@@ -165,6 +166,7 @@ def test_redis_with_tls_and_the_documented_user(
         # Members are removed where slots have moved.
         listed |= commands_in(documented_for_clusters()) - {"srem"}
     assert listed - used(redis.server) == set()
+    assert refused(redis.server) == []
 
 
 def servers_of(redis: RedisServer | RedisCluster) -> list[RedisServer]:
@@ -184,4 +186,14 @@ def used(redis: RedisServer | RedisCluster) -> set[str]:
         with server.client() as client:
             counted: Any = client.info("commandstats")
         found |= {name.removeprefix("cmdstat_") for name, one in counted.items() if one["calls"]}
+    return found
+
+
+def refused(redis: RedisServer | RedisCluster) -> list[str]:
+    """What a user tried and was not allowed to: commands, keys, passwords."""
+    found: list[str] = []
+    for server in servers_of(redis):
+        with server.client() as client:
+            lines: Any = client.acl_log()
+        found += [f"{one['reason']}: {one['object']}" for one in lines]
     return found

@@ -20,6 +20,7 @@ from freshscore.simulations.replay import replay
 from freshscore.simulations.report import report_of
 from freshscore.simulations.shared_outcome import SharedOutcome
 from freshscore.simulations.shared_replay import SharedAnswers, SharedEquality
+from freshscore.simulations.streams import Composition
 from tests.simulations import replayed
 
 VOID = {"meta", "br", "hr", "img", "link"}
@@ -105,6 +106,15 @@ def test_the_first_line_says_what_was_simulated_and_the_tables_are_there() -> No
         assert all(len(row) == len(table.columns) for row in table.rows)
 
 
+def test_the_first_line_counts_nothing_that_is_not_in_the_stream() -> None:
+    """An added payment whose event came after the last score has a score and no event."""
+    one = Composition(5, 5, 0, 2, 3, 1, 0)
+    line = composition_line(one, "reuse", 7)
+    assert "2 added payments (a first score each), 1 scores again" in line
+    assert "1 events (theirs, and repeated ones), how long events" in line
+    assert "-" not in line
+
+
 def test_a_broken_law_is_said_where_nobody_can_miss_it() -> None:
     broken = dataclasses.replace(outcome(), equality=Equality(5, 1, 5, 0, ()))
     told = report_of(broken, 7, "Replay", "Model x.")
@@ -134,8 +144,13 @@ def test_the_figures_are_json_and_say_whether_the_law_held() -> None:
     assert figures["inference_saved"] == outcome().saved
 
 
-def shared_run(n: int = 400, *, wrong: int = 0) -> SharedOutcome:
-    """A shared run of some answers, of which `wrong` on the same states are not equal."""
+def shared_run(
+    n: int = 400, *, wrong: int = 0, elsewhere: tuple[int, int] = (0, 0)
+) -> SharedOutcome:
+    """A shared run of some answers, of which `wrong` on the same states are not equal.
+
+    elsewhere: of so many answers the states had other versions, and of so many the same bits.
+    """
     start_ms = 1_525_000_000_000
     answers = SharedAnswers(
         touch=np.arange(n),
@@ -150,14 +165,17 @@ def shared_run(n: int = 400, *, wrong: int = 0) -> SharedOutcome:
         refused=2,
         elapsed_s=0.5,
     )
-    return SharedOutcome(answers, SharedEquality(n, n, n - wrong, 0), 9_000, 1.5)
+    other, equal = elsewhere
+    same = n - other
+    return SharedOutcome(answers, SharedEquality(n, same, same - wrong, equal), 9_000, 1.5)
 
 
 def test_a_shared_run_is_told_with_its_lag_latency_and_throughput() -> None:
     shared = shared_run()
     told = report_of(outcome(), 7, "Replay", "Model x.", shared)
     assert told.count("<svg") == 6
-    assert "Through Kafka and Redis every answer is the embedded one" in told
+    assert "Through Kafka and Redis every answer on the same versions is the embedded one" in told
+    assert "on other versions may differ" not in told + shared.verdict
     assert shared.statement[1:] in told
     assert "800 answers a second; 6,000 messages of history a second." in told
     for table in shared.tables():
@@ -185,6 +203,18 @@ def test_a_shared_run_that_differs_is_said_where_nobody_can_miss_it() -> None:
     assert "Answers through Kafka and Redis differ from the embedded ones" in told
     assert "class=broken" in told
     assert shared_run(wrong=1).verdict.startswith("shared equality check FAILED")
+
+
+def test_answers_on_other_versions_are_counted_and_explained_in_all_places() -> None:
+    shared = shared_run(elsewhere=(10, 3))
+    rows = dict(shared.rows())
+    assert rows["on other versions, and equal"] == 3
+    assert rows["on other versions, and different"] == 7
+    told = report_of(outcome(), 7, "Replay", "Model x.", shared)
+    assert "<td>on other versions, and different</td><td class=n>7</td>" in told
+    for said in (told, shared.verdict):
+        assert "10 stood on other versions, and 7 of these are different" in said
+        assert shared.why_different in said
 
 
 def test_a_shared_run_without_answers_has_a_report_too() -> None:
