@@ -42,6 +42,8 @@ def keyed_hash(text: str) -> bytes:
         token = bytes.fromhex(text)
     except ValueError:
         token = b""
+    if text == "0" * _HASH_DIGITS:
+        raise argparse.ArgumentTypeError("32 zeros stand for an entity that is absent")
     if len(text) != _HASH_DIGITS or not any(token):
         # Whoever gives an identifier by mistake must not find it in a log.
         raise argparse.ArgumentTypeError("no keyed hash: it needs 32 hexadecimal digits")

@@ -151,7 +151,11 @@ def _records(state: DecodedState | None, line_ms: int) -> frozenset[bytes]:
 
 
 def _tiles(state: DecodedState | None, line_ms: int) -> list[bytes]:
-    """The sums of what happened from `line_ms` on; a tile that it lies in is left out."""
+    """The sums of what happened from `line_ms` on; a tile that it lies in is left out.
+
+    Empty ones too: a tile whose events were all taken out again is there until the next compaction,
+    and says what its absence says.
+    """
     if state is None or not state.tiles.n:
         return []
     whole_from_ms = 0
@@ -159,4 +163,6 @@ def _tiles(state: DecodedState | None, line_ms: int) -> list[bytes]:
         whole_from_ms = int(line_of(state.layout.address, line_ms, state.folded_below_ms))
     width, raw = state.tiles.width, state.tiles.raw
     tiles = [raw[at : at + width] for at in range(0, len(raw), width)]
-    return [one for one in tiles if int.from_bytes(one[:8], "little") > whole_from_ms]
+    return [
+        one for one in tiles if int.from_bytes(one[:8], "little") > whole_from_ms and any(one[8:])
+    ]

@@ -10,12 +10,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import kafka
+import kafka.errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
+from freshscore.config.errors import SettingsError
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.kafka_connecting import connection, translated
 from freshscore.invalidation.partitions import Partition
 
+# What is wrong with a topic that was to be made, apart from its numbers.
+_REFUSALS: Final = (
+    kafka.errors.InvalidTopicError,
+    kafka.errors.InvalidConfigurationError,
+    kafka.errors.PolicyViolationError,
+)
 _SESSION_LIMITS: Final = ("group.min.session.timeout.ms", "group.max.session.timeout.ms")
 
 
@@ -56,13 +64,16 @@ class LogAdmin:
         return {one["name"]: _topic(one, of_topics[one["name"]]) for one in described}
 
     def make(self, topics: Mapping[str, Mapping[str, str]], partitions: int, copies: int) -> None:
-        """Make topics: name -> options."""
+        """Make topics: name -> options. Raises SettingsError for what is refused, Unavailable."""
         new = [
             NewTopic(name, num_partitions=partitions, replication_factor=copies, topic_configs=own)
             for name, own in topics.items()
         ]
         with translated():
-            self._admin.create_topics(new)
+            # What kafka-python raises by itself shows request and response, kilobytes of them.
+            answered = self._admin.create_topics(new, raise_errors=False)
+            for one in answered["topics"]:
+                _check_made(one, partitions, copies)
             self._admin.wait_for_topics([*topics])
 
     def delete(self, names: Sequence[str]) -> None:
@@ -96,6 +107,22 @@ class LogAdmin:
     def close(self) -> None:
         """Let go of the connection."""
         self._admin.close()
+
+
+def _check_made(answered: Any, partitions: int, copies: int) -> None:
+    """Raise what Kafka answered about a topic that was to be made, if it was not."""
+    code, name = answered["error_code"], answered["name"]
+    if code == kafka.errors.NoError.errno:
+        return
+    error = kafka.errors.for_code(code)
+    said = answered.get("error_message") or error.description
+    settings = {
+        kafka.errors.InvalidReplicationFactorError: f"kafka.replication = {copies}: ",
+        kafka.errors.InvalidPartitionsError: f"kafka.partitions = {partitions}: ",
+    }
+    if error in settings or error in _REFUSALS:
+        raise SettingsError(f"{settings.get(error, '')}Kafka does not make topic {name}: {said}")
+    raise error(f"topic {name}: {said}")
 
 
 def _topic(described: Any, options: Any) -> Topic:

@@ -4,7 +4,8 @@ A path such as `payment.card.pan` leads through objects by their names. A map na
 from freshscore's own names, as those of files do (features/columns.py); whatever it does not name
 is looked up under those: Transaction's, one for each entity, field and fact of the specification.
 Rule: what a map names for the payment's identity, time and amount has to be there; all else may be
-absent. What does not fit is refused by naming the path, which is the map's, never a value.
+absent, but a path that something other than an object bars is not absent: it is refused. What does
+not fit is refused by naming the path, which is the map's, never a value.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ from freshscore.features.money import minor_digits
 from freshscore.features.program import Program
 
 _PER_MS: Final = {"s": (1_000, 1), "ms": (1, 1), "us": (1, 1_000), "ns": (1, 1_000_000)}
+_OWN_PLACE: Final = ("location.latitude", "location.longitude")
+# What may stand in a message, in words.
+_KINDS_OF_VALUE: Final = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    bytes: "bytes",
+    datetime: "a timestamp",
+}
 # Digits of a number that a message may have as text: enough for any amount and any instant.
 _MOST_DIGITS: Final = 40
 
@@ -40,8 +52,8 @@ class MessageMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str = "kind"
     kinds: dict[str, str] = {}
     original_id: str = "original_id"
-    latitude: str = "location.latitude"
-    longitude: str = "location.longitude"
+    latitude: str = _OWN_PLACE[0]
+    longitude: str = _OWN_PLACE[1]
     entities: dict[str, str] = {}
     fields: dict[str, str] = {}
     facts: dict[str, str] = {}
@@ -100,8 +112,8 @@ class MessageColumns:
         base = _at(tree, paths.base_amount.column)
         if base is not None:
             given["base_amount_minor"] = _minor(paths.base_amount, base, self._currency)
-        place = _at(tree, paths.latitude), _at(tree, paths.longitude)
-        if None not in place:
+        place = self._place(tree)
+        if place is not None:
             given["location"] = place
         return given
 
@@ -120,6 +132,14 @@ class MessageColumns:
             given |= {"entities": entities, "time": time}
         return given
 
+    def _place(self, tree: Mapping[str, Any]) -> Any:
+        """Latitude and longitude: by their paths, or, where none is named, a list as ours."""
+        paths = self._map.latitude, self._map.longitude
+        if paths == _OWN_PLACE and isinstance(tree.get("location"), list):
+            return tree["location"]
+        place = tuple(_at(tree, path) for path in paths)
+        return None if None in place else place
+
     def _named(
         self, tree: Mapping[str, Any], paths: Mapping[str, str], made: Any = lambda value: value
     ) -> dict[str, Any]:
@@ -128,13 +148,22 @@ class MessageColumns:
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:
-    """What is at a path; None where something on the way is not there."""
+    """What is at a path; None where something on the way is not there.
+
+    Raises LookupError where the way leads through what is no object: a payment without its card
+    would count, and nobody would know.
+    """
     value: Any = tree
     if path in tree:
         return tree[path]
-    for name in path.split("."):
-        if not isinstance(value, Mapping):
+    names = path.split(".")
+    for depth, name in enumerate(names):
+        if value is None:
             return None
+        if not isinstance(value, Mapping):
+            kind = _KINDS_OF_VALUE.get(value.__class__, "something else")
+            above = ".".join(names[:depth])
+            raise LookupError(f"{path} needs an object at {above}, which is {kind}")
         value = value.get(name)
     return value
 

@@ -38,6 +38,7 @@ from freshscore.invalidation.messages import (
     MessageRefused,
     TransactionMessage,
     bytes_of,
+    is_own,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class MessageReader:
     """Reads messages one by one, for one specification and one set of keys.
 
     columns: the names of a team's own messages. decode: bytes to a mapping, instead of JSON.
+    Neither is asked about what freshscore's own scorers wrote into the same topics.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class MessageReader:
         """What a message holds by Transaction's names, of the right types or not yet known."""
         if value is None:
             raise MessageRefused(MALFORMED, "a message without content")
-        if self._decode is None and self._columns is None:
+        if self.is_plain or is_own(value):
             return _own(value, decoder)
         tree = _tree(value) if self._decode is None else _decoded(self._decode, value)
         if self._columns is None:

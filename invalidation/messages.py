@@ -32,6 +32,11 @@ EARLY: Final = "early"
 CONFLICT: Final = "conflict"
 WRONG_KEY: Final = "wrong key"
 UNKNOWN_TRANSACTION: Final = "unknown transaction"
+REASONS: Final = (MALFORMED, OVERSIZED, LATE, EARLY, CONFLICT, WRONG_KEY, UNKNOWN_TRANSACTION)
+
+# What each message made here begins with, up to the id of its key; and past that.
+OWN_BEGINNING: Final = b'{"v":%d,"ids":"' % VERSION
+_OWN_NEXT: Final = re.compile(rb'[0-9a-f]{8}","transaction_id":"')
 
 IDENTITY_CHARACTERS: Final = 22
 ENTITY_CHARACTERS: Final = 32
@@ -99,8 +104,6 @@ def encode_transaction(
     reads_place = any(layout.place_at for layout in program.entities)
     foreign = transaction.currency != spec.currency
     message = TransactionMessage(
-        v=VERSION,
-        ids=key_id,
         transaction_id=_text(row[:16]),
         time=transaction.time,
         amount_minor=transaction.amount_minor,
@@ -112,7 +115,7 @@ def encode_transaction(
         location=transaction.location if reads_place and transaction.location else UNSET,
         flags=dict(transaction.flags) or UNSET,
     )
-    return msgspec.json.encode(message)
+    return _encoded(key_id, message)
 
 
 def encode_label(
@@ -135,8 +138,6 @@ def encode_label(
         entities = _hashed_entities(program, row)
         (time,) = struct.unpack_from("<q", row, r.TIME)
     message = LabelMessage(
-        v=VERSION,
-        ids=key_id,
         transaction_id=_text(row[:16]),
         flags=dict(flags),
         sent_at=time_ms(sent_at_ms, "sent_at"),
@@ -144,7 +145,18 @@ def encode_label(
         entities=entities,
         time=time,
     )
-    return msgspec.json.encode(message)
+    return _encoded(key_id, message)
+
+
+def is_own(value: bytes) -> bool:
+    """Whether the functions above made a message; by its first bytes, which no map changes."""
+    begins = value.startswith(OWN_BEGINNING)
+    return begins and _OWN_NEXT.match(value, len(OWN_BEGINNING)) is not None
+
+
+def _encoded(key_id: str, message: TransactionMessage | LabelMessage) -> bytes:
+    """A message of which all but `v` and `ids` is given."""
+    return b'%b%b",%b' % (OWN_BEGINNING, key_id.encode(), msgspec.json.encode(message)[1:])
 
 
 def _hashed_entities(program: Program, row: bytes) -> Entities:

@@ -7,7 +7,7 @@ Rule: topics that are there are checked, never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +68,8 @@ def make_topics(
 ) -> list[str]:
     """Make those that are absent, with the partitions and retention of the settings; their names.
 
-    Raises Unavailable.
+    Retention may be longer than the setting, as `longer_kept` says. Raises SettingsError for what
+    Kafka does not make, Unavailable.
     """
     present = admin.topics(topic_names(settings))
     absent = [name for name in topic_names(settings) if name not in present]
@@ -77,6 +78,29 @@ def make_topics(
     if options:
         admin.make(options, kafka.partitions, kafka.replication)
     return absent
+
+
+def longer_kept(
+    names: Sequence[str], settings: Settings, specification: FeatureSpecification
+) -> list[str]:
+    """Sentences: which topics were made to keep more than kafka.retention_days, and why."""
+    kafka = settings.kafka
+    history = [name for name in names if kafka.historical and _is_source(name, settings)]
+    others = [name for name in names if name not in history]
+    needed = needed_ms(settings, specification)
+    asked = f"kafka.retention_days is {kafka.retention_days}, but what was made for"
+    said = []
+    if history:
+        said.append(
+            f"{asked} {', '.join(history)} keeps messages for ever: kafka.historical says that they"
+            " are history, which is older than any retention"
+        )
+    if others and needed > kafka.retention_days * _DAY_MS:
+        said.append(
+            f"{asked} {', '.join(others)} keeps messages for {_days(needed)}: the longest window of"
+            f" {specification.name} and the horizon (store.horizon_s) need them"
+        )
+    return said
 
 
 def _is_source(name: str, settings: Settings) -> bool:

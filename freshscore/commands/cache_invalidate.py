@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from freshscore.arguments import settings_of
-from freshscore.config.errors import NoModel, SettingsError
+from freshscore.config.errors import SettingsError
 from freshscore.named_entity import add_entity_arguments, named_entity
+from freshscore.named_model import named_version, warn
 
 if TYPE_CHECKING:
     from freshscore.config.settings import Settings
     from freshscore.invalidation.control import Invalidation
     from freshscore.scoring.registry import Registry
+
+# What follows for a version that is not registered.
+_OTHERWISE: Final = "cached scores end only where just this version is served"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +89,7 @@ def _told(arguments: argparse.Namespace, settings: Settings) -> Invalidation:
     from freshscore.invalidation.control import COHORT, EVERYTHING, MODEL, Invalidation
 
     if arguments.model is not None:
-        return Invalidation(MODEL, _version(_registry(settings), arguments.model))
+        return Invalidation(MODEL, named_version(_registry(settings), arguments.model, _OTHERWISE))
     if arguments.cohort is not None:
         _check_cohort(_registry(settings), arguments.cohort)
         return Invalidation(COHORT, arguments.cohort)
@@ -99,28 +103,13 @@ def _registry(settings: Settings) -> Registry:
     return Registry.of(settings.store.path)
 
 
-def _version(registry: Registry, given: str) -> str:
-    """The registered version that is meant, or what was given. Raises NoModel where it is many."""
-    versions = [*dict.fromkeys(entry.version for entry in registry.entries())]
-    try:
-        return registry.entry(given).version
-    except NoModel:
-        if any(given in version for version in versions):
-            raise
-    _warn(
-        f"no registered model has version {given!r} (there are: {', '.join(versions) or 'none'});"
-        " cached scores end only where just this version is served"
-    )
-    return given
-
-
 def _check_cohort(registry: Registry, name: str) -> None:
     """Raise SettingsError for a cohort of no registered model; say where there is no model."""
     from freshscore.scoring.model import ALL
 
     versions = dict.fromkeys(entry.version for entry in reversed(registry.entries()))
     if not versions:
-        _warn(f"no model is registered here, so nobody can say whether one has cohort {name!r}")
+        warn(f"no model is registered here, so nobody can say whether one has cohort {name!r}")
         return
     known = {ALL: None}
     for version in versions:
@@ -131,10 +120,6 @@ def _check_cohort(registry: Registry, name: str) -> None:
         raise SettingsError(
             f"no registered model has a cohort {name!r}; there are {', '.join(known)}"
         )
-
-
-def _warn(sentence: str) -> None:
-    print(f"freshscore: {sentence}", file=sys.stderr)
 
 
 def _check_one(arguments: argparse.Namespace) -> None:

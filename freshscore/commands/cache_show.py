@@ -6,6 +6,7 @@ import argparse
 
 from freshscore.arguments import settings_of
 from freshscore.named_entity import add_entity_arguments, named_entity
+from freshscore.named_model import named_version
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +27,18 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore.invalidation.deployment import opened
     from freshscore.output import print_table, write_json
     from freshscore.scoring.kept_scores import kept_scores
+    from freshscore.scoring.registry import Registry
 
-    with opened(settings_of(arguments)) as deployment:
+    settings = settings_of(arguments)
+    registry = Registry.of(settings.store.path)
+    model = named_version(registry, arguments.model, "shown is what is kept under just this")
+    with opened(settings) as deployment:
         number, token = named_entity(arguments, deployment)
         entity = deployment.program.entities[number].name
         now_ms = deployment.clock.now_ms()
-        found = kept_scores(deployment.nodes, deployment.redis_keys, token, arguments.model, now_ms)
+        found = kept_scores(deployment.nodes, deployment.redis_keys, token, model, now_ms)
     ends = "" if found.life_s is None else f"; they end in {found.life_s} s"
-    print(f"{entity} {token.hex()}: {len(found.scores)} scores of {arguments.model}{ends}")
+    print(f"{entity} {token.hex()}: {len(found.scores)} scores of {model}{ends}")
     if number:
         first = deployment.program.entities[0].name
         print(f"scores are kept beside the state of a payment's {first}")
@@ -50,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
                 for one in found.scores
             ],
         )
-    figures = {"entity": entity, "token": token.hex(), "model": arguments.model, "now_ms": now_ms}
+    figures = {"entity": entity, "token": token.hex(), "model": model, "now_ms": now_ms}
     write_json(arguments.json, figures | msgspec.to_builtins(found))
     return 0
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from freshscore.arguments import settings_of
+from freshscore.named_reason import add_reason_argument, checked_reason
 
 if TYPE_CHECKING:
     from freshscore.invalidation.dead_letters import DeadLetter
@@ -18,7 +19,7 @@ COLUMNS = ["topic", "partition", "offset", "arrived", "reason", "bytes", "digest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which letters."""
-    parser.add_argument("--reason", metavar="REASON", help="only letters with this reason")
+    add_reason_argument(parser)
     parser.add_argument(
         "--all",
         action="store_true",
@@ -33,13 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore.invalidation.letter_reading import read_letters
     from freshscore.output import print_table, write_json
 
+    reason = checked_reason(arguments)
     settings = settings_of(arguments)
     most = sys.maxsize if arguments.all else settings.input.max_listed_rows
     counts: Counter[str] = Counter()
     listed: list[dict[str, Any]] = []
     n_listed = 0
     for part in read_letters(settings.kafka):
-        found = [one for one in part.values() if arguments.reason in (None, one.reason)]
+        found = [one for one in part.values() if reason in (None, one.reason)]
         counts.update(one.reason for one in found)
         shown = found[: max(0, most - n_listed)]
         n_listed += len(shown)

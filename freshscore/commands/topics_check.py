@@ -15,10 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one line for each topic and problem; 1 if there is a problem. Raises Unavailable."""
+    """Print one line for each topic and problem; 1 if there is a problem.
+
+    Raises SettingsError, Unavailable.
+    """
     from freshscore.features.specification import FeatureSpecification
     from freshscore.invalidation.kafka_admin import LogAdmin
-    from freshscore.invalidation.topics import check_topics, make_topics
+    from freshscore.invalidation.topics import check_topics, longer_kept, make_topics
     from freshscore.output import print_table, write_json
 
     settings = settings_of(arguments)
@@ -30,10 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
         ["topic", "partitions", "state"],
         [(one.topic, one.n_partitions, one.problem or _good(one.topic, made)) for one in findings],
     )
+    notes = longer_kept(made, settings, specification)
+    for note in notes:
+        print(note)
     write_json(
         arguments.json,
         {
             "made": made,
+            "notes": notes,
             "topics": [
                 {"topic": one.topic, "partitions": one.n_partitions, "problem": one.problem}
                 for one in findings

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample",
         metavar="N",
-        type=int,
+        type=sample_size,
         default=50,
         help="states of each entity, newest payments of each partition, and newest decisions"
         " (default: 50)",
@@ -21,6 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=seed, help="chooses the same states again, if nothing moved"
     )
+
+
+def sample_size(text: str) -> int:
+    """An option that says how many: 1 or more, for what looks at nothing finds nothing wrong."""
+    value = int(text) if text.isascii() and text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no sample; it must be 1 or more")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = random_seed() if arguments.seed is None else arguments.seed
     print(f"seed: {chosen}")
     with opened(settings) as deployment:
-        n = max(1, arguments.sample)
+        n: int = arguments.sample
         wanted = sampled_states(deployment, n, np.random.default_rng(chosen))
         states = verify_states(deployment, wanted, n)
         scores = verify_scores(deployment, Registry.of(settings.store.path), n)

@@ -146,6 +146,15 @@ def test_names_are_those_of_registered_models(
     assert deployment.run(*invalidate, "--model", "2019") == 2
     assert "could be any of" in capsys.readouterr().err
 
+    show = ("cache", "show", "--entity", "card", "--hash", TOKEN.hex(), "--model")
+    assert deployment.figures(*show, second[:-4])["model"] == second
+    assert capsys.readouterr().err == ""
+    assert deployment.figures(*show, "callable")["model"] == "callable"
+    said = capsys.readouterr().err
+    assert f"no registered model has version 'callable' (there are: {first}, {second})" in said
+    assert deployment.run(*show, "2019") == 2
+    assert "could be any of" in capsys.readouterr().err
+
 
 def test_a_lease_that_outlasts_the_setting_is_not_called_done(
     deployment: SharedDeployment, nodes: Nodes, capsys: pytest.CaptureFixture[str]

@@ -169,6 +169,11 @@ def test_first_mistakes(
 ) -> None:
     assert deployment.run(*LIST, kafka__dead_letters_topic="nowhere") == 2
     assert "no topic nowhere" in capsys.readouterr().err
+    for words in (LIST, RESEND):
+        assert deployment.run(*words, "--reason", "malform") == 2
+        said = capsys.readouterr().err
+        assert "no letter has reason 'malform'; there are malformed, oversized, late" in said
+        assert "unknown transaction" in said
     assert deployment.run(*RESEND, redis__url="redis://127.0.0.1:1/0") == 2
     assert "127.0.0.1:1" in capsys.readouterr().err
     nowhere = {"kafka__bootstrap_servers": "127.0.0.1:1", "kafka__request_timeout_s": 1.0}

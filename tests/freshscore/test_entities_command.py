@@ -121,6 +121,9 @@ def test_first_mistakes(
     said = capsys.readouterr()
     assert "32 hexadecimal digits" in said.err
     assert "card-number-1" not in said.err
+    with pytest.raises(SystemExit):
+        deployment.run(*words, "--hash", "0" * 32)
+    assert "32 zeros stand for an entity that is absent" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert deployment.run(*words) == 2
     assert "no identifier of card" in capsys.readouterr().err

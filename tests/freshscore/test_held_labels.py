@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from freshscore.features.redis_commands import remove_namespace
 from freshscore.features.redis_progress import progress_of
 from freshscore.invalidation.assembling import open_consumer
 from freshscore.invalidation.kafka_reading import LogReader
@@ -74,5 +75,25 @@ def test_a_label_that_waits_holds_the_watermark_before_what_is_behind_it(
     consumer.close()
     # It is set aside then, and all that is behind it counts.
     assert deployment.consume()["unknown transaction"] == 1
+    _all_equal(deployment)
+
+
+def test_a_rebuild_finds_the_payment_that_a_label_came_too_early_for(
+    deployment: SharedDeployment,
+) -> None:
+    first, late = recent(2)
+    deployment.send([first], [label(late)])
+    assert deployment.consume()["unknown transaction"] == 1
+    deployment.send([late])
+    deployment.consume()
+    _all_equal(deployment)
+    with deployment.opened() as found:
+        remove_namespace(found.nodes, deployment.settings.redis.namespace)
+    assert deployment.consume() == {"applied": 2, "looked up": 1}
+    # The letter is still open, and the fact counts: both sets are what the log may give.
+    _all_equal(deployment)
+
+
+def _all_equal(deployment: SharedDeployment) -> None:
     findings = deployment.figures("verify")["states"]["findings"]
     assert {one["verdict"] for one in findings} == {"equal"}

@@ -62,7 +62,7 @@ def opened(deployment: SharedDeployment, *, near: bool) -> Scorer:
 
 def is_applied(deployment: SharedDeployment) -> bool:
     """Whether Redis has all that the log has."""
-    return sum(one["behind"] for one in deployment.figures("lag")["partitions"]) == 0
+    return not any(one["behind"] for one in deployment.figures("lag")["partitions"])
 
 
 def asked(at_ms: int) -> list[dict[str, Any]]:

@@ -246,6 +246,10 @@ def test_first_mistakes(
     assert deployment.run("verify", redis__url="redis://127.0.0.1:1/0") == 2
     assert deployment.run("verify", kafka__transactions_topic="nowhere") == 2
     assert "no topic nowhere" in capsys.readouterr().err
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            deployment.run("verify", "--sample", wrong)
+        assert f"{wrong!r} is no sample; it must be 1 or more" in capsys.readouterr().err
     with deployment.opened() as found:
         assert verify_states(found, []).findings == ()
     monkeypatch.delenv("FRESHSCORE_SECRET")

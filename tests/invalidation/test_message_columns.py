@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from freshscore.config.errors import BadFile
-from freshscore.features.packing import Keys
+from freshscore.features.packing import Keys, Packer
+from freshscore.features.transaction import Transaction
 from freshscore.invalidation import messages as m
 from freshscore.invalidation.batches import Refusal
 from freshscore.invalidation.message_columns import MessageColumns
 from freshscore.invalidation.message_reading import MessageReader
+from freshscore.invalidation.messages import encode_label, encode_transaction
 from tests.invalidation.message_forms import NOW_MS, SECRET, batcher_for, everything, messages
 from tests.invalidation.test_messages import PAYMENT
 
@@ -134,6 +137,122 @@ def test_what_does_not_fit_names_the_path(changes: dict[str, Any], detail: str) 
     with pytest.raises(m.MessageRefused) as refused:
         reader().transaction(theirs(**changes))
     assert (refused.value.reason, refused.value.detail) == (m.MALFORMED, detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        (
+            {"payment": THEIRS["payment"] | {"card": "c-42"}},
+            "payment.card.pan needs an object at payment.card, which is a text",
+        ),
+        (
+            {"payment": THEIRS["payment"] | {"card": [{"pan": "c-42"}]}},
+            "payment.card.pan needs an object at payment.card, which is a list",
+        ),
+        ({"payment": 42}, "payment.currency needs an object at payment, which is a number"),
+        ({"outcome": False}, "outcome.fraud needs an object at outcome, which is true or false"),
+        ({"entities": "c-42"}, "entities.shop needs an object at entities, which is a text"),
+        (
+            {"terminal": {"position": [50.85, 4.35]}},
+            "terminal.position.lat needs an object at terminal.position, which is a list",
+        ),
+    ],
+)
+def test_a_barred_path_is_refused(changes: dict[str, Any], detail: str) -> None:
+    """A payment whose card stands elsewhere does not count as one without a card."""
+    value = json.dumps(THEIRS | changes).encode()
+    batcher = batcher_for(everything(), columns=MessageColumns.from_toml(MAP, everything()))
+    batch = batcher.build(messages([value]), messages([]), NOW_MS)
+    assert batch.refused == [Refusal(False, 0, m.MALFORMED, detail)]
+
+
+def test_a_barred_path_of_a_label_is_refused() -> None:
+    label = {"payment": THEIRS["payment"] | {"card": "c-42"}, "outcome": {"fraud": True}}
+    with pytest.raises(m.MessageRefused, match=r"payment\.card\.pan needs an object at payment"):
+        reader().label(json.dumps(label).encode(), NOW_MS)
+
+
+@pytest.mark.parametrize("card", [{"card": None}, {"card": {}}, {}])
+def test_what_is_not_there_is_absent(card: dict[str, Any]) -> None:
+    """Also where what it would be in is null, or not there at all."""
+    payment = {name: value for name, value in THEIRS["payment"].items() if name != "card"}
+    value = json.dumps(THEIRS | {"payment": payment | card}).encode()
+    assert reader().transaction(value) == ours(OURS | {"entities": {"m": "1234"}})
+
+
+def test_a_place_without_a_path_is_read_as_ours() -> None:
+    """A list under `location`; what is none is refused, as it is without a map."""
+    text = "\n".join(line for line in MAP.splitlines() if not line.startswith(("lat", "lon")))
+    for place in ([50.85, 4.35], {"latitude": 50.85, "longitude": 4.35}):
+        value = json.dumps(THEIRS | {"location": place}).encode()
+        assert reader(text=text).transaction(value) == ours(OURS)
+    with pytest.raises(m.MessageRefused, match="location needs degrees"):
+        reader(text=text).transaction(json.dumps(THEIRS | {"location": [50.85]}).encode())
+
+
+def never(value: bytes) -> Any:
+    """A callable that knows no message but its own."""
+    raise AssertionError(len(value))
+
+
+def own_messages() -> list[bytes]:
+    """A payment, its label, and one that is looked up, as scorers produce them."""
+    program = everything()
+    packer = Packer(program, Keys(program, SECRET))
+    transaction = Transaction.of(OURS)
+    row, flags = packer.row(transaction), {"fraud": True}
+    return [
+        encode_transaction(program, SECRET.key_id, transaction, row),
+        encode_label(program, SECRET.key_id, row, flags, NOW_MS),
+        encode_label(program, SECRET.key_id, row, flags, NOW_MS, looked_up=True),
+    ]
+
+
+@pytest.mark.parametrize(("text", "decode"), [(MAP, None), (None, never), (MAP, never)])
+def test_what_scorers_produce_passes_by_map_and_callable(
+    text: str | None, decode: Callable[[bytes], Any] | None
+) -> None:
+    """Scorers write into the topics that a team's own messages come through."""
+    columns = None if text is None else MessageColumns.from_toml(text, everything())
+    payment, label, looked_up = own_messages()
+    readers: list[dict[str, Any]] = [{}, {"columns": columns, "decode": decode}]
+    built = [
+        batcher_for(everything(), **how).build(
+            messages([payment]), messages([label, looked_up]), NOW_MS
+        )
+        for how in readers
+    ]
+    for batch in built:
+        assert (batch.refused, batch.counts) == ([], {"applied": 2, "looked up": 1})
+    assert bytes(built[1].body) == bytes(built[0].body)
+    assert [one.label for one in built[1].lookups] == [one.label for one in built[0].lookups]
+    # Hashed under another key: refused for that, not as what the map does not know.
+    other = payment.replace(SECRET.key_id.encode(), b"00000000")
+    batch = batcher_for(everything(), columns=columns, decode=decode).build(
+        messages([other]), messages([]), NOW_MS
+    )
+    assert batch.counts == {m.WRONG_KEY: 1}
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        {"v": 1, "ids": "raw"},
+        {"v": 1, "ids": SECRET.key_id},
+        {"note": m.OWN_BEGINNING.decode()},
+        {"ids": SECRET.key_id, "v": 1, "transaction_id": "x"},
+    ],
+)
+def test_what_only_looks_like_ours_goes_through_the_map(beginning: dict[str, Any]) -> None:
+    """A team's own message may have members of those names too."""
+    compact = json.dumps(beginning | THEIRS, separators=(",", ":")).encode()
+    assert reader().transaction(compact) == ours(OURS)
+    value = own_messages()[0]
+    with pytest.raises(m.MessageRefused, match=r"payment\.reference is missing"):
+        reader().transaction(b" " + value)
+    with pytest.raises(m.MessageRefused, match="the decode callable raised AssertionError"):
+        reader(never, text=None).transaction(compact)
 
 
 def test_duplicate_names_are_refused_at_any_depth() -> None:
