@@ -8,8 +8,8 @@ in the dead letters is left out here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from freshscore.invalidation.kafka_batches import Fetched
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.partitions import Partition
 from freshscore.invalidation.stream_messages import StreamMessage, decode, encode
+
+if TYPE_CHECKING:
+    from freshscore.invalidation.set_aside import SetAside
 
 _WAIT_MS: Final = 500
 _NOBODY: Final = bytes(8)
@@ -43,7 +46,7 @@ class Stretch(NamedTuple):
 class LogBatches:
     """The batches that a consumer would make of stretches of the log; of one thread.
 
-    set_aside: offsets of each partition that are dead letters. limit_s: how long nothing may come.
+    refused: what is set aside of the log. limit_s: how long nothing may come.
     Afterwards `first_arrivals_ms` says when the first message of each partition arrived.
     """
 
@@ -51,13 +54,13 @@ class LogBatches:
         self,
         reader: LogReader,
         batcher: Batcher,
-        set_aside: Mapping[Partition, NDArray[np.int64]],
+        refused: SetAside,
         limit_s: float,
         clock: Clock,
     ) -> None:
         self._reader = reader
         self._batcher = batcher
-        self._set_aside = set_aside
+        self._refused = refused
         self._limit_s = limit_s
         self._clock = clock
         self.first_arrivals_ms: dict[Partition, int] = {}
@@ -66,14 +69,19 @@ class LogBatches:
     def of(self, stretch: Stretch, is_labels: bool) -> Iterator[tuple[Batch, bool]]:
         """The batches of a stretch, each with whether it lies before the marker.
 
+        Labels that came too early for their payments are told as if they lay behind it.
         Raises Unavailable.
         """
         for fetched in self._fetched(stretch):
             behind = int(np.searchsorted(fetched.offsets, stretch.marker))
             end = int(np.searchsorted(fetched.offsets, stretch.end))
-            for batch in self._batches(fetched.part(0, behind), is_labels):
+            before = fetched.part(0, behind)
+            for batch in self._batches(before, self._accepted(before), is_labels):
                 yield batch, True
-            for batch in self._batches(fetched.part(behind, end), is_labels):
+            for batch in self._batches(before, self._too_early(before), is_labels):
+                yield batch, False
+            after = fetched.part(behind, end)
+            for batch in self._batches(after, self._accepted(after), is_labels):
                 yield batch, False
 
     def of_labels(self, found: Sequence[Found]) -> Batch:
@@ -101,12 +109,21 @@ class LogBatches:
                     f" {self._limit_s:g} s"
                 )
 
-    def _batches(self, fetched: Fetched, is_labels: bool) -> Iterator[Batch]:
+    def _accepted(self, fetched: Fetched) -> NDArray[np.int64]:
+        """The spans of the messages that were not refused; all are counted."""
         self.n_messages += len(fetched)
-        gone = self._set_aside.get(fetched.partition)
-        spans = fetched.spans
-        if gone is not None:
-            spans = spans[~np.isin(fetched.offsets, gone)]
+        gone = self._refused.offsets.get(fetched.partition)
+        return fetched.spans if gone is None else fetched.spans[~np.isin(fetched.offsets, gone)]
+
+    def _too_early(self, fetched: Fetched) -> NDArray[np.int64]:
+        early = self._refused.too_early.get(fetched.partition)
+        return (
+            fetched.spans[:0] if early is None else fetched.spans[np.isin(fetched.offsets, early)]
+        )
+
+    def _batches(
+        self, fetched: Fetched, spans: NDArray[np.int64], is_labels: bool
+    ) -> Iterator[Batch]:
         most, nothing = self._batcher.limits.max_messages, Messages.of([], [])
         for first in range(0, len(spans), most):
             messages = Messages(np.ascontiguousarray(spans[first : first + most]), fetched.held)

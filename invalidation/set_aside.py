@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.letter_reading import read_letters
 from freshscore.invalidation.log_records import Stretch
-from freshscore.invalidation.messages import CONFLICT
+from freshscore.invalidation.messages import CONFLICT, UNKNOWN_TRANSACTION
 from freshscore.invalidation.partitions import Partition
 
 # Offsets in memory: 80 MB, and as much again while they are put together.
@@ -24,9 +24,14 @@ MOST_SET_ASIDE: Final = 10_000_000
 
 
 class SetAside(NamedTuple):
-    """Offsets of messages that were refused and not brought back, and how many did not fit."""
+    """Messages that were refused and not brought back, and how many did not fit.
+
+    offsets: of all of them. too_early: of these, labels whose payment was not known; a state that
+    was rebuilt since then may have found it.
+    """
 
     offsets: Mapping[Partition, NDArray[np.int64]]
+    too_early: Mapping[Partition, NDArray[np.int64]]
     n_left_out: int
 
 
@@ -42,9 +47,11 @@ def set_aside(
     """
     spans = {one.at: one for one in stretches}
     found: dict[Partition, list[NDArray[np.int64]]] = {}
+    too_early: dict[Partition, list[NDArray[np.int64]]] = {}
     n_left_out = 0
     for part in read_letters(settings):
         offsets: dict[Partition, list[int]] = {}
+        early: dict[Partition, list[int]] = {}
         for letter in part.values():
             span = spans.get((letter.topic, letter.partition))
             # A conflict was applied; a topic of another id has other messages at its offsets.
@@ -58,8 +65,17 @@ def set_aside(
             if most > 0:
                 most -= 1
                 offsets.setdefault(span.at, []).append(letter.offset)
+                if letter.reason == UNKNOWN_TRANSACTION:
+                    early.setdefault(span.at, []).append(letter.offset)
             else:
                 n_left_out += 1
-        for at, some in offsets.items():
-            found.setdefault(at, []).append(np.array(some, np.int64))
-    return SetAside({at: np.concatenate(some) for at, some in found.items()}, n_left_out)
+        for said, into in ((offsets, found), (early, too_early)):
+            for at, some in said.items():
+                into.setdefault(at, []).append(np.array(some, np.int64))
+    return SetAside(_joined(found), _joined(too_early), n_left_out)
+
+
+def _joined(
+    parts: Mapping[Partition, list[NDArray[np.int64]]],
+) -> dict[Partition, NDArray[np.int64]]:
+    return {at: np.concatenate(some) for at, some in parts.items()}

@@ -136,7 +136,7 @@ def _batches(deployment: Deployment, reader: LogReader, refused: SetAside) -> Lo
         decode=decoder(settings),
     )
     limit_s = settings.kafka.request_timeout_s
-    return LogBatches(reader, batcher, refused.offsets, limit_s, deployment.clock)
+    return LogBatches(reader, batcher, refused, limit_s, deployment.clock)
 
 
 def _findings(

@@ -52,6 +52,6 @@ def test_letters_beyond_the_limit_are_counted_and_left_out(deployment: SharedDep
         assert {at: [*one] for at, one in set_aside(kafka, ids, ends, 2).offsets.items()} == {
             at: [offset] for at, offset in last.items()
         }
-        assert set_aside(kafka, {**ids, transactions: "?"}, whole) == ({}, 0)
+        assert set_aside(kafka, {**ids, transactions: "?"}, whole) == ({}, {}, 0)
         assert verify_states(found, [], most_letters=5).n_letters_left_out == 18
         assert verify_states(found, []).n_letters_left_out == 0
