@@ -71,7 +71,8 @@ class LogWriter:
             # The first message to a topic waits for where its partitions are, and may wait long
             # once Kafka is away.
             for topic in _topics(self._settings):
-                with suppress(kafka.errors.KafkaError):
+                # RuntimeError: closed meanwhile.
+                with suppress(kafka.errors.KafkaError, RuntimeError):
                     producer.partitions_for(topic)
             if self._closed.is_set():
                 producer.close(timeout=0)
