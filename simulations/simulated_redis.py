@@ -1,0 +1,356 @@
+"""One node of Redis, simulated: the commands that our code sends, on dictionaries.
+
+It takes the bytes that a client would send and gives the bytes that a server would answer. What it
+has done can be undone, the last write first: a server that is killed with an append-only file, or
+whose replica takes over, has lost the end of its writes and never one in the middle.
+Beside the keys it keeps, for whoever checks, everything that was ever appended to each of them and
+not lost: compaction replaces a state, and must not change what it counts.
+Rule: a command that is not known here is an error, never ignored; a script is one write.
+Source: the Redis serialization protocol (RESP 2) and the documentation of each command.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from freshscore.config.clock import Clock
+from freshscore.simulations.simulated_scripts import Script, digest_of, known_scripts
+
+_OK: Final = "OK"
+# Requests that are read often are parsed once: a score asks for the same keys again and again.
+_MOST_PARSED: Final = 4_096
+_LONGEST_KEPT: Final = 1_024
+
+_Value = bytearray | dict[bytes, bytes] | list[bytes] | set[bytes] | list[tuple[bytes, Any]]
+Undo = Callable[[], object]
+
+
+class CommandRefused(Exception):
+    """What a server answers as an error; its text is the answer."""
+
+
+class SimulatedNode:
+    """One node; `clock` is what its TIME shows, and keys live by it.
+
+    kept_writes: how many of the last writes can be lost. n_losses: how often writes were lost.
+    """
+
+    def __init__(self, clock: Clock, kept_writes: int) -> None:
+        self._clock = clock
+        self._values: dict[bytes, Any] = {}
+        self._ends_ms: dict[bytes, int] = {}
+        self._undo: deque[list[Undo]] = deque(maxlen=kept_writes)
+        self._doing: list[Undo] = []
+        self._scripts: dict[bytes, Script] = known_scripts()
+        self._parsed: dict[bytes, list[list[bytes]]] = {}
+        self.appended: dict[bytes, bytearray] = {}
+        self.n_losses = 0
+        self.n_commands = 0
+        self._commands: dict[bytes, Callable[..., Any]] = {
+            name.encode(): getattr(self, f"_{name.lower()}")
+            for name in (
+                "GET SET APPEND STRLEN EXPIRE DEL UNLINK HGET HMGET HGETALL HSET HSETNX HEXISTS"
+                " HDEL SADD SMEMBERS SREM LPUSH LTRIM LRANGE XADD TIME EVAL EVALSHA"
+            ).split()
+        }
+
+    def commands(self, request: bytes) -> list[list[bytes]]:
+        """The commands in a request, what is cut off at its end left out."""
+        found = self._parsed.get(request)
+        if found is None:
+            found = parsed(request)
+            if len(request) <= _LONGEST_KEPT:
+                if len(self._parsed) >= _MOST_PARSED:
+                    self._parsed.clear()
+                self._parsed[request] = found
+        return found
+
+    def run(self, commands: Sequence[Sequence[bytes]]) -> bytes:
+        """Do the commands, one after the other; the bytes of all replies."""
+        return b"".join([encoded(self.reply(parts)) for parts in commands])
+
+    def reply(self, parts: Sequence[bytes]) -> Any:
+        """Do one command: bytes, int, None, a list, text for a status, or CommandRefused."""
+        self.n_commands += 1
+        try:
+            answer = self._call(*parts)
+        except CommandRefused as refused:
+            answer = refused
+        if self._doing:
+            self._undo.append(self._doing)
+            self._doing = []
+        return answer
+
+    def lose(self, n_writes: int) -> int:
+        """Lose the last writes; how many it were."""
+        n_lost = 0
+        while n_lost < n_writes and self._undo:
+            for undo in reversed(self._undo.pop()):
+                undo()
+            n_lost += 1
+        if n_lost:
+            self.n_losses += 1
+        return n_lost
+
+    def lose_all(self) -> None:
+        """Lose everything."""
+        self._values.clear()
+        self._ends_ms.clear()
+        self._undo.clear()
+        self.appended.clear()
+        self.n_losses += 1
+
+    def held(self, key: bytes) -> bytes | None:
+        """The string at a key, for whoever looks from outside."""
+        value = self._at(key)
+        return None if value is None else bytes(value)
+
+    def content(self) -> dict[bytes, Any]:
+        """All keys with their values, copied; streams as their number of entries."""
+        found: dict[bytes, Any] = {}
+        for key in [*self._values]:
+            value = self._at(key)
+            if isinstance(value, bytearray):
+                found[key] = bytes(value)
+            elif value is not None:
+                found[key] = type(value)(value)
+        return found
+
+    def _call(self, *parts: bytes) -> Any:
+        does = self._commands.get(parts[0])
+        if does is None:
+            raise CommandRefused(f"ERR unknown command '{parts[0].decode()}'")
+        return does(*parts[1:])
+
+    def _at(self, key: bytes) -> Any:
+        ends_ms = self._ends_ms.get(key)
+        if ends_ms is not None and self._clock.now_ms() >= ends_ms:
+            self._remove(key)
+        return self._values.get(key)
+
+    def _put(self, key: bytes, value: Any) -> None:
+        """Let another object stand at a key; the one before is kept for undoing."""
+        before = self._values.get(key)
+        if before is None:
+            self._doing.append(lambda: self._values.pop(key, None))
+        else:
+            self._doing.append(lambda: self._values.__setitem__(key, before))
+        self._values[key] = value
+
+    def _set_end(self, key: bytes, ends_ms: int | None) -> None:
+        before = self._ends_ms.get(key)
+        if before == ends_ms:
+            return
+        if before is None:
+            self._doing.append(lambda: self._ends_ms.pop(key, None))
+        else:
+            self._doing.append(lambda: self._ends_ms.__setitem__(key, before))
+        if ends_ms is None:
+            del self._ends_ms[key]
+        else:
+            self._ends_ms[key] = ends_ms
+
+    def _remove(self, key: bytes) -> bool:
+        value = self._values.pop(key, None)
+        if value is None:
+            return False
+        self._doing.append(lambda: self._values.__setitem__(key, value))
+        appended = self.appended.pop(key, None)
+        if appended is not None:
+            self._doing.append(lambda: self.appended.__setitem__(key, appended))
+            self.n_losses += 1
+        self._set_end(key, None)
+        return True
+
+    # Strings
+
+    def _get(self, key: bytes) -> bytes | None:
+        value = self._at(key) if key in self._ends_ms else self._values.get(key)
+        return None if value is None else bytes(value)
+
+    def _set(self, key: bytes, value: bytes, *options: bytes) -> Any:
+        if b"NX" in options and self._at(key) is not None:
+            return None
+        self._put(key, bytearray(value))
+        ends_ms = None
+        if b"EX" in options:
+            life_s = int(options[options.index(b"EX") + 1])
+            ends_ms = self._clock.now_ms() + 1_000 * life_s
+        self._set_end(key, ends_ms)
+        return _OK
+
+    def _append(self, key: bytes, data: bytes) -> int:
+        value = self._at(key)
+        if value is None:
+            self._put(key, bytearray(data))
+        else:
+            length = len(value)
+            self._doing.append(lambda: value.__delitem__(slice(length, None)))
+            value += data
+        ever = self.appended.setdefault(key, bytearray())
+        so_far = len(ever)
+        self._doing.append(lambda: ever.__delitem__(slice(so_far, None)))
+        ever += data
+        return len(self._values[key])
+
+    def _strlen(self, key: bytes) -> int:
+        return len(self._at(key) or b"")
+
+    def _expire(self, key: bytes, life_s: bytes) -> int:
+        if self._at(key) is None:
+            return 0
+        self._set_end(key, self._clock.now_ms() + 1_000 * int(life_s))
+        return 1
+
+    def _del(self, *keys: bytes) -> int:
+        return sum(self._at(key) is not None and self._remove(key) for key in keys)
+
+    _unlink = _del
+
+    # Hashes
+
+    def _hget(self, key: bytes, field: bytes) -> bytes | None:
+        found: bytes | None = (self._at(key) or {}).get(field)
+        return found
+
+    def _hmget(self, key: bytes, *fields: bytes) -> list[bytes | None]:
+        held = self._at(key) or {}
+        return [held.get(field) for field in fields]
+
+    def _hgetall(self, key: bytes) -> list[bytes]:
+        return [part for pair in (self._at(key) or {}).items() for part in pair]
+
+    def _hset(self, key: bytes, *pairs: bytes) -> int:
+        held = self._at(key) or {}
+        new = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        self._put(key, held | new)
+        return len(new.keys() - held.keys())
+
+    def _hsetnx(self, key: bytes, field: bytes, value: bytes) -> int:
+        return self._hset(key, field, value) if self._hget(key, field) is None else 0
+
+    def _hexists(self, key: bytes, field: bytes) -> int:
+        return int(field in (self._at(key) or {}))
+
+    def _hdel(self, key: bytes, *fields: bytes) -> int:
+        held = self._at(key) or {}
+        left = {field: value for field, value in held.items() if field not in fields}
+        if len(left) < len(held):
+            self._put_or_remove(key, left)
+        return len(held) - len(left)
+
+    def _put_or_remove(self, key: bytes, value: Any) -> None:
+        if value:
+            self._put(key, value)
+        else:
+            self._remove(key)
+
+    # Sets and lists
+
+    def _sadd(self, key: bytes, *members: bytes) -> int:
+        held = self._at(key) or set()
+        both = held | {*members}
+        self._put(key, both)
+        return len(both) - len(held)
+
+    def _smembers(self, key: bytes) -> list[bytes]:
+        return sorted(self._at(key) or ())
+
+    def _srem(self, key: bytes, *members: bytes) -> int:
+        held = self._at(key) or set()
+        left = held - {*members}
+        if len(left) < len(held):
+            self._put_or_remove(key, left)
+        return len(held) - len(left)
+
+    def _lpush(self, key: bytes, *values: bytes) -> int:
+        both = [*reversed(values), *(self._at(key) or ())]
+        self._put(key, both)
+        return len(both)
+
+    def _ltrim(self, key: bytes, first: bytes, last: bytes) -> str:
+        held = self._at(key)
+        if held is not None:
+            self._put_or_remove(key, _ranged(held, first, last))
+        return _OK
+
+    def _lrange(self, key: bytes, first: bytes, last: bytes) -> list[bytes]:
+        return _ranged(self._at(key) or [], first, last)
+
+    # Streams, the clock, scripts
+
+    def _xadd(self, key: bytes, *given: bytes) -> bytes:
+        word, most, star, *fields = given
+        if word != b"MAXLEN" or star != b"*":
+            raise CommandRefused("ERR only XADD key MAXLEN n * is simulated")
+        held = self._at(key) or []
+        last_ms, last_number = held[-1][0].split(b"-") if held else (b"0", b"0")
+        now_ms = max(self._clock.now_ms(), int(last_ms))
+        number = int(last_number) + 1 if now_ms == int(last_ms) else 0
+        name = b"%d-%d" % (now_ms, number)
+        self._put(key, [*held, (name, fields)][-int(most) :])
+        return name
+
+    def _time(self) -> list[bytes]:
+        now_ms = self._clock.now_ms()
+        return [b"%d" % (now_ms // 1_000), b"%d" % (now_ms % 1_000 * 1_000)]
+
+    def _eval(self, text: bytes, n_keys: bytes, *given: bytes) -> Any:
+        return self._run(digest_of(text), n_keys, given)
+
+    def _evalsha(self, digest: bytes, n_keys: bytes, *given: bytes) -> Any:
+        return self._run(digest, n_keys, given)
+
+    def _run(self, digest: bytes, n_keys: bytes, given: Sequence[bytes]) -> Any:
+        script = self._scripts.get(digest)
+        if script is None:
+            raise CommandRefused("NOSCRIPT No matching script")
+        n = int(n_keys)
+        return script(self._call, given[:n], given[n:])
+
+
+def parsed(request: bytes) -> list[list[bytes]]:
+    """The commands in a request (RESP 2); what is cut off at its end is left out."""
+    found: list[list[bytes]] = []
+    at, end = 0, len(request)
+    while at < end:
+        line = request.find(b"\r\n", at)
+        if line < 0:
+            return found
+        n, at_part = int(request[at + 1 : line]), line + 2
+        parts = []
+        for _ in range(n):
+            line = request.find(b"\r\n", at_part)
+            if line < 0:
+                return found
+            length = int(request[at_part + 1 : line])
+            at_part = line + 4 + length
+            if at_part > end:
+                return found
+            parts.append(request[line + 2 : line + 2 + length])
+        found.append(parts)
+        at = at_part
+    return found
+
+
+def encoded(reply: Any) -> bytes:
+    """A reply as the protocol has it."""
+    if reply.__class__ is bytes:
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if reply is None:
+        return b"$-1\r\n"
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if isinstance(reply, str):
+        return b"+%b\r\n" % reply.encode()
+    if isinstance(reply, CommandRefused):
+        return b"-%b\r\n" % str(reply).encode()
+    return b"*%d\r\n%b" % (len(reply), b"".join([encoded(one) for one in reply]))
+
+
+def _ranged(held: list[bytes], first: bytes, last: bytes) -> list[bytes]:
+    n = len(held)
+    begin, end = (at if at >= 0 else max(0, n + at) for at in (int(first), int(last)))
+    return held[begin : end + 1]

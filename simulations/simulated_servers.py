@@ -1,0 +1,266 @@
+"""The simulated servers of Redis and the way to them: connections that break at the worst moment.
+
+A connection looks like a socket, so that the lines of features/redis_lines.py run on it as they
+are: what they send is done at once, and what a node answers waits to be received. What can go wrong
+is drawn by a chance that its maker seeds:
+
+    refused     a node that is down, or not reached, takes no connection
+    lost        nothing was done, and the connection is gone
+    cut         the first commands were done, those behind a cut were not
+    unanswered  all was done, and nobody hears of it
+    stopped     a node that stands still (SIGSTOP) does what it was sent once it goes on, however
+                long ago the sender gave up
+
+Rule: a node does what one connection sent in the order of sending, and a prefix of it at least.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+
+from freshscore.config.clock import Clock
+from freshscore.config.errors import Unavailable
+from freshscore.config.settings import RedisSettings
+from freshscore.features.redis_door import Nodes, Topology
+from freshscore.features.redis_keys import SLOTS, slot_of
+from freshscore.features.redis_lines import Address
+from freshscore.simulations.simulated_redis import SimulatedNode
+from freshscore.simulations.world_chance import Chance
+
+_LOST: Final = "the connection was lost"
+# What is called before a process waits for a server, with the word for it; it may raise.
+Step = Callable[[str], None]
+# What is told of commands that were done, and on which node.
+Tap = Callable[[SimulatedNode, Sequence[Sequence[bytes]]], None]
+
+
+@dataclass
+class ConnectionFaults:
+    """How likely each trouble is, of a thing that is sent; 0 for never."""
+
+    lost: float = 0.0
+    cut: float = 0.0
+    unanswered: float = 0.0
+    slow: float = 0.0
+
+    def calm(self) -> None:
+        """No more of it."""
+        self.lost = self.cut = self.unanswered = self.slow = 0.0
+
+
+class Server:
+    """A node, and whether it can be reached.
+
+    generation: of its connections; those of an earlier one are gone.
+    """
+
+    def __init__(self, node: SimulatedNode, address: Address) -> None:
+        self.node = node
+        self.address = address
+        self.generation = 0
+        self.is_up = True
+        self.is_stopped = False
+        # What came while it stood still: the connection and the bytes, in order.
+        self.waiting: list[tuple[Connection, bytes]] = []
+
+    def drop_connections(self) -> None:
+        """End all connections; what waited on them is lost."""
+        self.generation += 1
+        self.waiting.clear()
+
+    def go_on(self) -> None:
+        """After standing still: do what has come meanwhile."""
+        self.is_stopped = False
+        waiting, self.waiting = self.waiting, []
+        for connection, data in waiting:
+            connection.answers += self.node.run(self.node.commands(data))
+
+
+class Servers:
+    """All nodes of one deployment; `wait` lets so many seconds go by for a sender that waits."""
+
+    def __init__(
+        self,
+        nodes: list[SimulatedNode],
+        chance: Chance,
+        wait: Callable[[float], None],
+        limit_s: float,
+    ) -> None:
+        self.servers = [Server(node, (f"node-{i}", 1)) for i, node in enumerate(nodes)]
+        self.faults = ConnectionFaults()
+        self.chance = chance
+        self.wait = wait
+        self.limit_s = limit_s
+        n = len(nodes)
+        self.node_of_slot = (np.arange(SLOTS) * n // SLOTS).astype(np.uint16)
+        self.tags = tuple(
+            next(str(k) for k in range(SLOTS) if self.node_of_slot[slot_of(b"%d" % k)] == node)
+            for node in range(n)
+        )
+
+    def topology(self) -> Topology:
+        """Where the nodes are now. Raises Unavailable where none tells."""
+        if not any(one.is_up and not one.is_stopped for one in self.servers):
+            raise Unavailable("simulated: no node answers")
+        return Topology(tuple(one.address for one in self.servers), self.node_of_slot, self.tags)
+
+    def connected(self, address: Address, step: Step, tap: Tap | None = None) -> Connection:
+        """A connection. Raises Unavailable."""
+        step("connect")
+        found = next((one for one in self.servers if one.address == address), None)
+        if found is None or not found.is_up:
+            raise Unavailable(f"simulated: {address[0]} refuses the connection")
+        if found.is_stopped:
+            self.wait(self.limit_s)
+            raise Unavailable(f"simulated: {address[0]} does not answer")
+        return Connection(self, found, step, tap)
+
+    def fail_over(self, number: int, n_lost: int) -> int:
+        """Let a replica that lacks the last writes take a node's place; how many it lacks."""
+        server = self.servers[number]
+        server.drop_connections()
+        server.is_up, server.is_stopped = True, False
+        if len(self.servers) > 1:
+            # A single server's place is where the settings say; those of a cluster are looked for.
+            name, port = server.address
+            server.address = (name, port + 1)
+        return server.node.lose(n_lost)
+
+    def crash(self, number: int, n_lost: int | None) -> int:
+        """End a node's process; its last writes are lost, or all (None). It is down then."""
+        server = self.servers[number]
+        server.drop_connections()
+        server.is_up, server.is_stopped = False, False
+        if n_lost is None:
+            server.node.lose_all()
+            return -1
+        return server.node.lose(n_lost)
+
+    def heal(self) -> None:
+        """Let everything be reached again."""
+        self.faults.calm()
+        for one in self.servers:
+            one.is_up = True
+            one.go_on()
+
+
+class Connection:
+    """What the lines hold for a socket."""
+
+    __slots__ = (
+        "_generation",
+        "_is_lost",
+        "_read",
+        "_server",
+        "_servers",
+        "_step",
+        "_tap",
+        "answers",
+    )
+
+    def __init__(self, servers: Servers, server: Server, step: Step, tap: Tap | None) -> None:
+        self._servers = servers
+        self._server = server
+        self._step = step
+        self._tap = tap
+        self._generation = server.generation
+        self._is_lost = False
+        self.answers = b""
+        self._read = 0
+
+    def sendall(self, data: bytes | bytearray | memoryview) -> None:
+        """Have the node do what is sent. Raises ConnectionResetError, or what the step raises."""
+        self._step("send")
+        server, given = self._server, bytes(data)
+        self._check()
+        if server.is_stopped:
+            server.waiting.append((self, given))
+            return
+        faults, node = self._servers.faults, server.node
+        commands = node.commands(given)
+        chance = self._servers.chance.random
+        if faults.lost and chance() < faults.lost:
+            commands, self._is_lost = [], True
+        elif faults.cut and len(commands) > 1 and chance() < faults.cut:
+            commands = commands[: self._servers.chance.randrange(1, len(commands))]
+            self._is_lost = True
+        elif faults.unanswered and chance() < faults.unanswered:
+            self._is_lost = True
+        if faults.slow and chance() < faults.slow:
+            self._servers.wait(self._servers.chance.random() * self._servers.limit_s)
+        self.answers += node.run(commands)
+        if self._tap is not None:
+            self._tap(node, commands)
+
+    def recv(self, n: int, flags: int = 0) -> bytes:
+        """What the node has answered. Raises ConnectionResetError, TimeoutError."""
+        self._step("receive")
+        self._check()
+        if self._is_lost:
+            self._is_lost = False
+            self._generation = -1
+            raise ConnectionResetError(_LOST)
+        first = self._read
+        if first == len(self.answers):
+            # The sender gives up: the lines drop a connection on which a wait was in vain.
+            self._servers.wait(self._servers.limit_s)
+            raise TimeoutError
+        self._read = first + n
+        found = self.answers[first : first + n]
+        if self._read >= len(self.answers):
+            self.answers, self._read = b"", 0
+        return found
+
+    def recv_into(self, room: memoryview) -> int:
+        """The same, into `room`; how many bytes."""
+        found = self.recv(len(room))
+        room[: len(found)] = found
+        return len(found)
+
+    def settimeout(self, limit_s: float | None) -> None:
+        """Every wait ends after the limit of the settings."""
+
+    def setsockopt(self, *given: Any) -> None:
+        """The same."""
+
+    def close(self) -> None:
+        """Nothing of it is read any more; what was sent stays sent."""
+        self._generation = -1
+
+    def _check(self) -> None:
+        if self._generation != self._server.generation:
+            raise ConnectionResetError(_LOST)
+
+
+class SimulatedNodes(Nodes):
+    """The nodes as one process knows them: what finds and connects them is simulated, no more."""
+
+    def __init__(
+        self,
+        settings: RedisSettings,
+        clock: Clock,
+        servers: Servers,
+        step: Step,
+        tap: Tap | None = None,
+    ) -> None:
+        self._servers = servers
+        self._step = step
+        self._tap = tap
+        super().__init__(settings, clock)
+
+    def _found_from(self, address: Address) -> Topology:
+        found = self._servers.topology()
+        known = getattr(self, "topology", None)
+        return known if known is not None and known.is_like(found) else found
+
+    def _connected(self, address: Address, limit_s: float) -> socket.socket:
+        try:
+            return cast("socket.socket", self._servers.connected(address, self._step, self._tap))
+        except Unavailable:
+            self._look_again(address)
+            raise

@@ -1,0 +1,536 @@
+"""A world in one thread, on a virtual clock, from one number: servers, consumers, scorers, trouble.
+
+A step is one of what can happen: payments are said, consumers turn, scorers score and observe, time
+goes by, servers fail, processes die. Wherever a process waits for a server it may stand still, and
+others go on in between, as deep as two. Each answer is checked (simulations/world_answers.py), and
+now and then all trouble ends, and everything must come to rest as the log says.
+Rule: everything is drawn from the seed: a run is repeated by its number, whatever machine it is on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from freshscore.config.errors import AsOfTooOld, BadTransaction, FreshscoreError, Unavailable
+from freshscore.config.settings import Settings
+from freshscore.features.packing import Keys, Packer
+from freshscore.features.program import Program
+from freshscore.features.redis_keys import RedisKeys
+from freshscore.features.state_layout import state_fingerprints
+from freshscore.invalidation.deployment import claim_key
+from freshscore.invalidation.partitions import Partition
+from freshscore.scoring.serving import ServableModel
+from freshscore.simulations.clock import VirtualClock
+from freshscore.simulations.simulated_log import Log
+from freshscore.simulations.simulated_redis import SimulatedNode
+from freshscore.simulations.simulated_servers import Servers, SimulatedNodes
+from freshscore.simulations.world_answers import Answers
+from freshscore.simulations.world_chance import Chance
+from freshscore.simulations.world_checks import Checks
+from freshscore.simulations.world_faults import Faults
+from freshscore.simulations.world_processes import (
+    ConsumerProcess,
+    Killed,
+    Process,
+    ProcessClock,
+    ScorerProcess,
+)
+from freshscore.simulations.world_traffic import BEGIN_MS, Traffic, raw_label, raw_payment
+from freshscore.simulations.world_truth import BrokenLaw, Content, Said, Truth
+
+_KEPT_WRITES: Final = 300
+_PARTITIONS: Final = 3
+_LABEL_PARTITIONS: Final = 2
+_ROWS: Final = 128
+_CLOCK_ERROR_MS: Final = 300
+# A member that has not polled for so long has left.
+_SESSION_MS: Final = 3_000
+_MOST_ROUNDS: Final = 600
+# Of a quarter of a second: a lost node is noticed by the next heartbeat.
+_LEAST_ROUNDS: Final = 12
+_ASKED_RECENT: Final = 300
+_DEEPEST: Final = 2
+# How many of the worlds begin with whole nodes; the others are degraded for a while.
+_BEGUN_AT_REST: Final = 0.8
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What worlds share: it is the same in all of them, and dear to make."""
+
+    settings: Settings
+    program: Program
+    keys: Keys
+    model: ServableModel
+
+
+class SimulatedWorld:
+    """One world, drawn from `chance`; `run` lets things happen.
+
+    changed: is called with each process that begins, and may take a protection out of it.
+    """
+
+    def __init__(
+        self,
+        chance: Chance,
+        ground: Ground,
+        changed: Callable[[Process], None] = lambda process: None,
+    ) -> None:
+        self.chance = chance
+        self._ground = ground
+        self._changed = changed
+        self.clock = VirtualClock(BEGIN_MS)
+        self.faults = Faults.drawn(chance)
+        n_nodes = chance.choice((1, 1, 3))
+        redis = ground.settings.redis.model_copy(update={"cluster": n_nodes > 1})
+        self._settings = settings = ground.settings.model_copy(update={"redis": redis})
+        kafka = settings.kafka
+        nodes = [SimulatedNode(self._clock(), _KEPT_WRITES) for _ in range(n_nodes)]
+        limit_s = settings.redis.timeout_ms / 1_000
+        self.servers = Servers(nodes, chance, self._let_pass, limit_s)
+        topics = {
+            kafka.transactions_topic: _PARTITIONS,
+            kafka.labels_topic: _LABEL_PARTITIONS,
+            kafka.dead_letters_topic: 1,
+        }
+        packer = Packer(ground.program, ground.keys, ground.model.codes, ground.model.cohorts)
+        self.truth = Truth(settings, ground.program, ground.keys, packer, self.servers.node_of_slot)
+        self.broker_clock = self._clock()
+        self.log = Log(topics, chance, self.broker_clock.now_ms, self._came)
+        self.traffic = Traffic(chance)
+        self.checks = Checks(ground.program.specification, ground.keys, self.truth, ground.model)
+        names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))
+        progress_keys = [names.progress(tag) for tag in self.servers.tags]
+        self.answers = Answers(
+            self.truth, self.checks, self.servers, self.log, progress_keys, kafka.clock_error_ms
+        )
+        self.counts: Counter[str] = Counter()
+        self.n_steps = 0
+        self._depth = 0
+        self._letters: set[bytes] = set()
+        self._last_poll_ms: dict[ConsumerProcess, int] = {}
+        self._conflicting: set[str] = set()
+        admin = SimulatedNodes(settings.redis, self.clock, self.servers, lambda what: None)
+        claim_key(admin, names, ground.keys.key_id)
+        self.consumers: list[ConsumerProcess] = []
+        self.scorers: list[ScorerProcess] = []
+        for _ in range(chance.choice((1, 2, 2))):
+            self._begin_consumer()
+        self._begin_scorer()
+        self.faults.begin(self.servers, self.log)
+
+    # Processes
+
+    def _clock(self) -> ProcessClock:
+        error_ms = self.chance.randint(-_CLOCK_ERROR_MS, _CLOCK_ERROR_MS)
+        return ProcessClock(self.clock, error_ms)
+
+    def _begin_consumer(self) -> None:
+        ground = self._ground
+        process = ConsumerProcess(
+            self._settings,
+            ground.program,
+            ground.keys,
+            self.servers,
+            self.log,
+            self._clock(),
+            self.chance,
+            self._pause,
+        )
+        self._changed(process)
+        self.consumers.append(process)
+        self._last_poll_ms[process] = self.clock.now_ms()
+
+    def _begin_scorer(self) -> None:
+        ground = self._ground
+        process = ScorerProcess(
+            self._settings,
+            ground.program,
+            ground.keys,
+            ground.model,
+            self.servers,
+            self.log,
+            self._clock(),
+            self.chance,
+            self._pause,
+            self.truth,
+        )
+        self._changed(process)
+        self.scorers.append(process)
+
+    def _pause(self, process: Process, what: str) -> None:
+        """A process waits for a server: at times others go on in between."""
+        self.n_steps += 1
+        faults, chance = self.faults, self.chance
+        if self._depth >= _DEEPEST or not faults.pause or chance.random() >= faults.pause:
+            return
+        if isinstance(process, ScorerProcess):
+            if what != "receive":
+                return
+            kept = process.states, process.summaries, process.asked
+        self._depth += 1
+        self.counts["pauses"] += 1
+        try:
+            for _ in range(chance.randint(1, 6)):
+                self.act()
+            if isinstance(process, ConsumerProcess) and chance.random() < 0.5:
+                # Another member writes to the states that this one looks at.
+                self._say()
+                self._turn()
+            if isinstance(process, ScorerProcess) and chance.random() < 0.5:
+                # Another thread of this scorer sees what has come to be since.
+                self._score_all(process, [chance.choice(process.asked)])
+        finally:
+            self._depth -= 1
+            if isinstance(process, ScorerProcess):
+                process.states, process.summaries, process.asked = kept
+
+    def _let_pass(self, wait_s: float) -> None:
+        self.clock.move_to(self.clock.now_ms() + max(1, round(1_000 * wait_s)))
+
+    def _came(self, at: Partition, offset: int, value: bytes, arrival_ms: int) -> None:
+        self.truth.came(at, offset, value, arrival_ms)
+
+    # What happens
+
+    def run(self, n_scores: int, *, rests: int = 2) -> None:
+        """Let things happen until so many scores were answered, coming to rest so often.
+
+        Raises BrokenLaw, and whatever else a process should not have raised.
+        """
+        if self.chance.random() < _BEGUN_AT_REST:
+            with self._calm():
+                self._settle()
+            self.faults.begin(self.servers, self.log)
+        for rest in range(1, rests + 1):
+            while self.counts["scores"] < n_scores * rest // rests:
+                self.act()
+            self.come_to_rest()
+            self.faults.begin(self.servers, self.log)
+        self.checks.settle()
+
+    def act(self) -> None:
+        """One step."""
+        doing = self.chance.choices([*_OFTEN], [*_OFTEN.values()])[0]
+        self.counts[doing] += 1
+        _ACTIONS[doing](self)
+
+    def _say(self) -> None:
+        chance = self.chance
+        for _ in range(chance.choice((1, 1, 2, 5, 20))):
+            self._say_one()
+
+    def _say_one(self) -> None:
+        """A message of some producer: new, again, another content, or nonsense."""
+        chance, drawn = self.chance, self.chance.random()
+        at = chance.choice(self.log.of_topic(self._settings.kafka.transactions_topic))
+        old = self.traffic.again() if drawn < 0.12 else None
+        if drawn > 0.99:
+            value = b'{"transaction_id": "n%d"' % chance.randrange(10**6)
+            self.truth.say(value, Said(None))
+            self.log.append(at, value)
+            return
+        if old is None:
+            paid = self.traffic.payment(self.clock.now_ms())
+        elif drawn < 0.08:
+            paid = old
+        else:
+            paid = self.traffic.other_content(old)
+            self._conflicting.add(paid.transaction_id)
+        content = self.truth.content(paid)
+        value = raw_payment(paid)
+        self.truth.say(value, Said(content))
+        if not self.log.faults.is_down:
+            self.log.append(at, value)
+
+    def _say_label(self) -> None:
+        """A message of what became known of a payment; without its entities where it is known."""
+        chance, paid = self.chance, self.traffic.again()
+        if paid is None or self.log.faults.is_down:
+            return
+        known = self.truth.accepted.get(paid.transaction_id)
+        is_alone = paid.transaction_id not in self._conflicting
+        with_entities = known is None or not is_alone or chance.random() < 0.5
+        at = chance.choice(self.log.of_topic(self._settings.kafka.labels_topic))
+        sent_ms = self.clock.now_ms() - chance.randrange(2_000)
+        value = chance.random() < 0.7
+        content = known if known is not None and is_alone else self.truth.content(paid)
+        if not with_entities:
+            # From now on it has one content, so that it is clear which one is meant.
+            self.traffic.recent.remove(paid)
+        message = raw_label(content.transaction, value, sent_ms, with_entities=with_entities)
+        self.truth.say(message, Said(content, ((0, value),), sent_ms))
+        self.log.append(at, message)
+
+    def _turn(self) -> None:
+        awake = [one for one in self.consumers if not one.is_under_way and not one.is_asleep]
+        if not awake:
+            return
+        self._turn_of(self.chance.choice(awake))
+
+    def _turn_of(self, process: ConsumerProcess) -> None:
+        chance = self.chance
+        if self.faults.kill and chance.random() < self.faults.kill:
+            process.kills_in = chance.randrange(30)
+        self._last_poll_ms[process] = self.clock.now_ms()
+        try:
+            process.turn()
+        except Killed:
+            self.counts["kills"] += 1
+            self.consumers.remove(process)
+        process.kills_in = None
+
+    def _evict(self) -> None:
+        """Who has not polled for long, or is dead, is no member any more."""
+        now_ms = self.clock.now_ms()
+        for process, polled_ms in [*self._last_poll_ms.items()]:
+            if now_ms - polled_ms > _SESSION_MS:
+                self.log.leave(process.reader)
+                if process not in self.consumers:
+                    del self._last_poll_ms[process]
+
+    def _move_time(self) -> None:
+        chance = self.chance
+        step_ms = chance.choice((1, 20, 100, 300, 700, 1_100, 2_000, 5_000))
+        if chance.random() < 0.01:
+            step_ms = chance.choice((20_000, 90_000, 400_000))
+        self.clock.move_to(self.clock.now_ms() + step_ms)
+        self._evict()
+
+    def _deliver(self) -> None:
+        process = self.chance.choice(self.scorers)
+        process.writer.deliver(self.chance.choice((1, 3, None)))
+
+    def _observe(self) -> None:
+        chance, process = self.chance, self.chance.choice(self.scorers)
+        if process.is_under_way and chance.random() < 0.5:
+            return
+        now_ms = self.clock.now_ms()
+        contents = [
+            self.truth.content(self.traffic.payment(now_ms))
+            for _ in range(chance.choice((1, 1, 3)))
+        ]
+        for content in contents:
+            process.observe(content)
+        if chance.random() < 0.1:
+            process.label(chance.choice(contents), chance.random() < 0.7)
+        if chance.random() < 0.5:
+            self._score_all(process, contents[-1:])
+
+    # Scores
+
+    def _score(self) -> None:
+        self._score_all(self.chance.choice(self.scorers), [self._asked()])
+
+    def _score_many(self) -> None:
+        n = self.chance.choice((3, 40, _ROWS, _ROWS, _ROWS))
+        self._score_all(self.chance.choice(self.scorers), [self._asked() for _ in range(n)])
+
+    def _asked(self) -> Content:
+        """A content to be scored: one of late, or new."""
+        contents = self.truth.contents
+        if not contents or self.chance.random() < 0.03:
+            return self.truth.content(self.traffic.payment(self.clock.now_ms()))
+        back = min(int(self.chance.expovariate(1 / 60)), len(contents) - 1, _ASKED_RECENT)
+        return contents[-1 - back]
+
+    def _score_all(self, process: ScorerProcess, contents: Sequence[Content]) -> None:
+        """Have these scored in one exchange, and check the answers."""
+        scorer, chance = process.scorer, self.chance
+        process.n_scores += 1
+        number = process.n_scores
+        outer, process.states, process.summaries = process.is_under_way, {}, {}
+        process.asked = contents
+        told_before = scorer.told.taken()
+        process.is_under_way = True
+        paid = [one.transaction for one in contents]
+        as_of = None
+        if chance.random() < 0.2:
+            as_of = max(one.time for one in paid) + chance.choice((0, 0, 1, 5_000, 60_000))
+        try:
+            if len(paid) == 1:
+                results = [scorer.score(paid[0], as_of=as_of)]
+            else:
+                results = scorer.score_many(paid, as_of=as_of)
+        except (Unavailable, AsOfTooOld, BadTransaction) as problem:
+            self.counts[type(problem).__name__] += 1
+            if isinstance(problem, BadTransaction):
+                raise
+            results = []
+        finally:
+            process.is_under_way = outer
+        decisions = iter(scorer.told.taken())
+        scorer.told.records = told_before
+        self.counts["scores"] += len(results)
+        for content, result in zip(contents, results, strict=bool(results)):
+            decision = None if result.error is not None else next(decisions)
+            self.answers.take(process, number, content, result, decision, self.n_steps)
+
+    # Trouble
+
+    def _trouble(self) -> None:
+        happened = self.faults.happen(self.servers, self.log, self.broker_clock)
+        self.counts[happened] += 1
+
+    def _change_members(self) -> None:
+        """A consumer comes or goes, or partitions move for no reason."""
+        chance = self.chance
+        drawn = chance.random()
+        idle = [one for one in self.consumers if not one.is_under_way]
+        if len(self.consumers) < 3 and (drawn < 0.5 or not self.consumers):
+            try:
+                self._begin_consumer()
+            except Unavailable:
+                self.counts["not begun"] += 1
+        elif drawn < 0.8 and len(idle) > 1:
+            process = chance.choice(idle)
+            self.consumers.remove(process)
+            if chance.random() < 0.5:
+                # In good order.
+                with _may_be_away():
+                    process.consumer.close()
+        else:
+            self.log.rebalance()
+
+    def _change_scorers(self) -> None:
+        """A scorer begins in another's place: what was pending there is forgotten."""
+        idle = [one for one in self.scorers if not one.is_under_way]
+        if len(self.scorers) > 1 and idle:
+            gone = self.chance.choice(idle)
+            self.scorers.remove(gone)
+            if self.chance.random() < 0.5:
+                gone.writer.deliver()
+        if len(self.scorers) < 2:
+            with _may_be_away():
+                self._begin_scorer()
+
+    def _nothing(self) -> None:
+        """Time for others."""
+
+    # Rest
+
+    def come_to_rest(self) -> None:
+        """End all trouble, let everything be applied, and check that it is what the log says.
+
+        Raises BrokenLaw.
+        """
+        with self._calm():
+            self._settle()
+            self._check_rest()
+
+    @contextmanager
+    def _calm(self) -> Iterator[None]:
+        """Nobody is killed or stands still here."""
+        faults = self.faults
+        kept = faults.pause, faults.kill
+        faults.pause = faults.kill = 0.0
+        try:
+            yield
+        finally:
+            faults.pause, faults.kill = kept
+
+    def _settle(self) -> None:
+        self.faults.end(self.servers, self.log)
+        for scorer in self.scorers:
+            scorer.writer.deliver()
+        if not self.consumers:
+            self._begin_consumer()
+        for number in range(_MOST_ROUNDS):
+            for process in [*self.consumers]:
+                if not process.is_asleep:
+                    self._turn_of(process)
+            self.clock.move_to(self.clock.now_ms() + 250)
+            self._evict()
+            if number >= _LEAST_ROUNDS and self._is_at_rest():
+                break
+        else:
+            raise BrokenLaw(f"step {self.n_steps}: nothing fails, and it does not come to rest")
+
+    def _is_at_rest(self) -> bool:
+        kafka = self._settings.kafka
+        read = (kafka.transactions_topic, kafka.labels_topic)
+        ends = {at: len(self.log.partitions[at]) for name in read for at in self.log.of_topic(name)}
+        given = {at for one in self.consumers for at in one.reader.assignment}
+        busy = [one for one in self.consumers if one.reader.assignment]
+        return (
+            given == ends.keys()
+            and all(one.consumer.is_caught_up for one in busy)
+            and all(self.log.committed.get(at, 0) == end for at, end in ends.items() if end)
+        )
+
+    def _check_rest(self) -> None:
+        for key, state in self.truth.states.items():
+            held = self.truth.snapshot(self.servers.servers[state.node].node, key).records
+            must = self.truth.must_hold(key)
+            if held != must:
+                raise BrokenLaw(
+                    f"step {self.n_steps}: at rest a state of entity {state.entity} lacks"
+                    f" {len(must - held)} of {len(must)} records, and has {len(held - must)} others"
+                )
+        self._check_letters()
+        before = Counter(self.answers.counts)
+        for process in self.scorers:
+            for _ in range(4):
+                self._score_all(process, [self._asked() for _ in range(_ROWS)])
+        new = self.answers.counts - before
+        if new["degraded"] or not new["whole"]:
+            raise BrokenLaw(f"step {self.n_steps}: at rest {new['degraded']} answers are degraded")
+        self.checks.settle()
+
+    def _check_letters(self) -> None:
+        """Whatever was refused has its letter."""
+        topic = self._settings.kafka.dead_letters_topic
+        said = set()
+        for value in self.log.partitions[topic, 0].values:
+            letter = msgspec.json.decode(value)
+            said.add(((letter["topic"], letter["partition"]), letter["offset"]))
+            place = ((letter["topic"], letter["partition"]), letter["offset"])
+            if letter["reason"] != "conflict" and place not in self.truth.refused:
+                raise BrokenLaw(f"step {self.n_steps}: {letter['reason']} at {place} was accepted")
+        missing = self.truth.refused.keys() - said
+        if missing:
+            raise BrokenLaw(f"step {self.n_steps}: {len(missing)} refused messages have no letter")
+
+
+@contextmanager
+def _may_be_away() -> Iterator[None]:
+    """Whatever is done here may find no server."""
+    try:
+        yield
+    except FreshscoreError as problem:
+        if not problem.retryable:
+            raise
+
+
+_ACTIONS: Final = {
+    "say": SimulatedWorld._say,
+    "label": SimulatedWorld._say_label,
+    "turn": SimulatedWorld._turn,
+    "time": SimulatedWorld._move_time,
+    "deliver": SimulatedWorld._deliver,
+    "observe": SimulatedWorld._observe,
+    "score": SimulatedWorld._score,
+    "score many": SimulatedWorld._score_many,
+    "trouble": SimulatedWorld._trouble,
+    "members": SimulatedWorld._change_members,
+    "scorers": SimulatedWorld._change_scorers,
+}
+_OFTEN: Final = {
+    "say": 20,
+    "label": 6,
+    "turn": 40,
+    "time": 25,
+    "deliver": 8,
+    "observe": 10,
+    "score": 8,
+    "score many": 8,
+    "trouble": 8,
+    "members": 2,
+    "scorers": 0.3,
+}

@@ -1,0 +1,247 @@
+"""What must hold of one answer, by what its request read: before any oracle looks at its features.
+
+    said        its version of each state is that of the records that were read, and of those that
+                are pending; nothing else counts (law 1)
+    vouched     an answer that is not degraded lacks nothing that its nodes' markers vouch for, and
+                a node without an epoch makes it degraded (laws 5 and 6); and nothing is to come
+                that arrived before a marker says
+    own writes  what its scorer observed counts, until it was seen, refused, lost or given up
+
+Rule: an answer that says that it is degraded is counted, and not looked at further.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from freshscore.features.redis_progress import Marker, progress_of, topic_digest
+from freshscore.invalidation.partitions import Partition
+from freshscore.scoring import cache_layout as c
+from freshscore.scoring.decisions import unpacked
+from freshscore.scoring.result import Result
+from freshscore.simulations.simulated_log import Log
+from freshscore.simulations.simulated_servers import Servers
+from freshscore.simulations.world_checks import Checked, Checks
+from freshscore.simulations.world_processes import Observed, ScorerProcess
+from freshscore.simulations.world_truth import NOTHING, BrokenLaw, Content, Snapshot, Truth
+
+# Optional pending records whose every choice is tried.
+_MOST_TRIED: Final = 8
+_MOST_UNITED: Final = 20_000
+_FORGOTTEN_S: Final = 30.0
+
+
+class Answers:
+    """Looks at the answers of one world.
+
+    progress_keys: of the nodes, in order. clock_error_ms: by how much stamps may go back.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        checks: Checks,
+        servers: Servers,
+        log: Log,
+        progress_keys: Sequence[bytes],
+        clock_error_ms: int,
+    ) -> None:
+        self._truth = truth
+        self._checks = checks
+        self._servers = servers
+        self._log = log
+        self._clock_error_ms = clock_error_ms
+        self._progress_keys = progress_keys
+        self._partitions = {
+            (topic_digest(log.topic_ids[at[0]]), at[1]): at for at in log.partitions
+        }
+        self._markers: dict[bytes, dict[Partition, int]] = {}
+        # Of a state and a partition: how often its node had lost writes, how many were found.
+        self._found: dict[tuple[bytes, Partition], tuple[int, int]] = {}
+        # Of a state: the summary and losses with which it lacked nothing; later ones only grow.
+        self._whole: dict[bytes, tuple[bytes, int]] = {}
+        self._united: dict[tuple[int, tuple[bytes, ...]], Snapshot] = {}
+        self.counts: Counter[str] = Counter()
+
+    def take(
+        self,
+        process: ScorerProcess,
+        number: int,
+        content: Content,
+        result: Result,
+        decision: bytes | None,
+        step: int,
+    ) -> None:
+        """Check an answer to score number `number` of the process. Raises BrokenLaw."""
+        if result.error is not None or result.score is None:
+            self.counts["set aside"] += 1
+            self._note_seen(process, content, number)
+            return
+        is_degraded = "degraded" if result.degraded else "whole"
+        self.counts[is_degraded] += 1
+        self.counts[result.source or ""] += 1
+        if result.degraded:
+            self._note_seen(process, content, number)
+            return
+        pending: tuple[bytes, ...] = ()
+        if result.pending and decision is not None:
+            pending = unpacked(decision).pending
+            self.counts["with pending"] += 1
+        served: list[Snapshot | None] = []
+        for entity, key in enumerate(content.states):
+            if key is None:
+                served.append(None)
+                continue
+            read = process.states[key]
+            at = c.OUT_VERSIONS + 16 * entity
+            version = result.raw[at : at + 16]
+            if key in process.observed:
+                state = self._with_pending(process, number, key, read, version, pending, step)
+            else:
+                state = read
+            if state.version != version:
+                raise BrokenLaw(
+                    f"step {step}: entity {entity} has version {version.hex()[:8]}; of the"
+                    f" {len(read.records)} records that were read it is {state.version.hex()[:8]}"
+                )
+            self._check_vouched(process, key, read, state, step)
+            served.append(state)
+        self._checks.add(Checked(step, content, result.as_of, result.score, tuple(served)))
+        self._note_seen(process, content, number)
+
+    def _with_pending(
+        self,
+        process: ScorerProcess,
+        number: int,
+        key: bytes,
+        read: Snapshot,
+        version: bytes,
+        pending: tuple[bytes, ...],
+        step: int,
+    ) -> Snapshot:
+        """What was read with what is pending; what must be pending is."""
+        now_s = process.clock.monotonic_s()
+        must: set[bytes] = set()
+        may: set[bytes] = set()
+        for one in process.observed[key]:
+            record = one.records[key]
+            if record in read.records:
+                continue
+            if self._is_due(process, one, key, number, now_s):
+                must.add(record)
+            elif record[:8] in pending:
+                may.add(record)
+        missing = {record[:8] for record in must} - {*pending}
+        if missing:
+            raise BrokenLaw(
+                f"step {step}: {len(missing)} events that this scorer has observed do not count"
+            )
+        options = sorted(may - must)[:_MOST_TRIED]
+        for n in range(len(options) + 1):
+            for some in itertools.combinations(options, n):
+                state = self._union(read, must | {*some})
+                if state.version == version:
+                    return state
+        return self._union(read, must)
+
+    def _is_due(
+        self, process: ScorerProcess, one: Observed, key: bytes, number: int, now_s: float
+    ) -> bool:
+        """Whether an event that was not read must be pending for score number `number`."""
+        if one.is_void or now_s >= one.ends_s or number < one.since:
+            return False
+        if process.clock.now_ms() > one.until_ms:
+            return False
+        return one.seen_at.get(key, number) >= number
+
+    def _union(self, read: Snapshot, records: set[bytes]) -> Snapshot:
+        if not records:
+            return read
+        which = (id(read), tuple(sorted(records)))
+        found = self._united.get(which)
+        if found is None:
+            if len(self._united) >= _MOST_UNITED:
+                self._united.clear()
+            found = self._truth.grown(read, frozenset(records))
+            # Kept with what it was made of, whose number is then nobody else's.
+            self._united[which] = found
+            self._united[id(read), (b"",)] = read
+        return found
+
+    def _note_seen(self, process: ScorerProcess, content: Content, number: int) -> None:
+        """What a state has shown is not pending for scores that begin from now on."""
+        for key in content.states:
+            held = process.observed.get(key or b"")
+            if not held or key is None:
+                continue
+            read = process.states.get(key, NOTHING).records
+            for one in held:
+                if one.records[key] in read:
+                    one.seen_at.setdefault(key, process.n_scores)
+            if not process.is_under_way:
+                now_s = process.clock.monotonic_s()
+                # Time went by since they were united: what has just ended may have counted.
+                held[:] = [one for one in held if now_s < one.ends_s + _FORGOTTEN_S]
+                if not held:
+                    del process.observed[key]
+
+    def _check_vouched(
+        self, process: ScorerProcess, key: bytes, read: Snapshot, state: Snapshot, step: int
+    ) -> None:
+        known = self._truth.states[key]
+        summary = process.summaries.get(self._progress_keys[known.node])
+        if summary is None:
+            raise BrokenLaw(f"step {step}: a node without an epoch gave an answer that is whole")
+        n_losses = self._servers.servers[known.node].node.n_losses
+        found = (summary, n_losses)
+        if self._whole.get(key) == found:
+            return
+        markers = self._markers_of(summary, step)
+        is_whole = True
+        for at, entries in known.log.items():
+            then, first = self._found.get((key, at), (n_losses, 0))
+            if then != n_losses:
+                first = 0
+            end = bisect_left(entries, (markers.get(at, 0), b""))
+            if end <= first:
+                continue
+            for offset, record in entries[first:end]:
+                if record in read.records:
+                    continue
+                is_whole = False
+                if record not in state.records:
+                    raise BrokenLaw(
+                        f"step {step}: a node's marker vouches for {at[0]} {at[1]} up to"
+                        f" {markers.get(at, 0)}, and what stands at {offset} does not count"
+                    )
+            if is_whole:
+                self._found[key, at] = (n_losses, end)
+        if is_whole:
+            self._whole[key] = found
+
+    def _check_arrival(self, at: Partition, marker: Marker, step: int) -> None:
+        """Nothing that is to come of a partition has arrived before its marker says."""
+        first_ms = self._log.partitions[at].first_arrival_ms(marker.offset)
+        if first_ms is not None and first_ms < marker.arrival_ms - self._clock_error_ms:
+            raise BrokenLaw(
+                f"step {step}: a marker of {at[0]} {at[1]} says that nothing before"
+                f" {marker.arrival_ms} is to come, and at {marker.offset} or behind it stands what"
+                f" arrived at {first_ms}"
+            )
+
+    def _markers_of(self, summary: bytes, step: int) -> dict[Partition, int]:
+        found = self._markers.get(summary)
+        if found is None:
+            if len(self._markers) > 1_000:
+                self._markers.clear()
+            found = {}
+            for one in progress_of(summary).markers:
+                at = self._partitions[one.topic, one.partition]
+                found[at] = one.offset
+                self._check_arrival(at, one, step)
+            self._markers[summary] = found
+        return found

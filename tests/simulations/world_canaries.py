@@ -1,0 +1,170 @@
+"""Protections of production code, each taken out of a simulated world, so that a law breaks.
+
+Rule: a canary changes one thing, in the processes of one world or through pytest's monkeypatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import pytest
+
+from freshscore.features import tables as t
+from freshscore.invalidation import beginnings, under_way, waiting_labels
+from freshscore.invalidation.partitions import NodeMarker, begin_of
+from freshscore.scoring import exchanges
+from freshscore.scoring.pending import PendingEvent, PendingEvents
+from freshscore.simulations.world_processes import ConsumerProcess, Process, ScorerProcess
+
+Patch = pytest.MonkeyPatch
+Change = Callable[[Process], None]
+_NO_TICKET: Final = 2**62
+_NO_LIMIT_MS: Final = -40_000
+
+
+def _nothing(process: Process) -> None:
+    """Leave it as it is."""
+
+
+def markers_before_appends(patch: Patch) -> Change:
+    """A node is told how far it has got before it is given what lies behind that."""
+    send = under_way.UnderWay.send
+
+    def first_markers(self: Any, batch: Any, upto: Mapping[Any, Any], ranges: Any) -> None:
+        self._read_replies()
+        lines = self.lines()
+        requests = [self._markers.progress_command(node, upto) for node in range(lines.n)]
+        self._exchanged(requests, [1] * lines.n)
+        send(self, batch, upto, ranges)
+
+    patch.setattr(under_way.UnderWay, "send", first_markers)
+    return _nothing
+
+
+def markers_not_read(patch: Patch) -> Change:
+    """A consumer begins at what was committed, whatever the nodes say that they hold."""
+
+    def committed(at: int | None, markers: Sequence[NodeMarker], first: int) -> tuple[int, bool]:
+        begin, rebuild = begin_of(at, markers, first)
+        return (begin, rebuild) if rebuild or at is None else (max(first, at), False)
+
+    patch.setattr(beginnings, "begin_of", committed)
+    return _nothing
+
+
+def rebuilt_from_commit(patch: Patch) -> Change:
+    """A node without an epoch is given the messages behind the commit, and called whole."""
+
+    def committed(at: int | None, markers: Sequence[NodeMarker], first: int) -> tuple[int, bool]:
+        begin, rebuild = begin_of(at, markers, first)
+        return (max(first, at or 0), True) if rebuild else (begin, False)
+
+    patch.setattr(beginnings, "begin_of", committed)
+    return _nothing
+
+
+def connections_made_anew(patch: Patch) -> Change:
+    """A connection that a node has closed is replaced, and markers go out all the same."""
+
+    def exchanged(self: Any, requests: Sequence[Any], n_replies: Sequence[int]) -> Any:
+        return self.lines().exchange(requests, n_replies)
+
+    patch.setattr(under_way.UnderWay, "_exchanged", exchanged)
+    return _nothing
+
+
+def epoch_not_asked(patch: Patch) -> Change:
+    """A scorer believes a node that has lost everything."""
+    known = exchanges._progress_of
+
+    def believed(summaries: Sequence[bytes | None]) -> Any:
+        watermark, since, _, found = known(summaries)
+        return watermark, since or t.UNKNOWN, 0, found
+
+    patch.setattr(exchanges, "_progress_of", believed)
+    return _nothing
+
+
+def letters_not_awaited(patch: Patch) -> Change:
+    """What is refused is passed before its letter is in the log."""
+
+    def change(process: Process) -> None:
+        if isinstance(process, ConsumerProcess):
+            letters: Any = process.consumer._parts.letters
+            letters.settle = lambda: None
+
+    return change
+
+
+def never_united(patch: Patch) -> Change:
+    """What a scorer has observed is not counted by it."""
+
+    def change(process: Process) -> None:
+        if isinstance(process, ScorerProcess):
+            pending: Any = process.scorer._pending
+            pending.united = lambda tokens, states, ticket: (list(states), ())
+
+    return change
+
+
+def forgotten_at_once(patch: Patch) -> Change:
+    """What a scorer has observed is pending until its next breath."""
+    add = PendingEvents.add
+
+    def added(self: PendingEvents, records: dict[bytes, bytes]) -> PendingEvent:
+        event = add(self, records)
+        self.give_up(event, "seen")
+        return event
+
+    patch.setattr(PendingEvents, "add", added)
+    return _nothing
+
+
+def tickets_not_kept(patch: Patch) -> Change:
+    """What one exchange has seen is forgotten, though another began before."""
+
+    def change(process: Process) -> None:
+        if isinstance(process, ScorerProcess):
+            pending: Any = process.scorer._pending
+            pending._oldest_ticket = lambda: _NO_TICKET
+
+    return change
+
+
+def held_as_if_read(patch: Patch) -> Change:
+    """The marker of a held partition of labels tells the arrival of the last that was fetched."""
+
+    def latest(labels: Sequence[Any], at: Any, offset: int) -> int:
+        (fetched,) = (one for one in labels if one.partition == at)
+        return int(fetched.spans[:, 2].max(initial=0))
+
+    patch.setattr(waiting_labels, "_latest_before", latest)
+    return _nothing
+
+
+def folded_too_early(patch: Patch) -> Change:
+    """States are folded and forgotten although late events are still to come."""
+
+    def change(process: Process) -> None:
+        if isinstance(process, ConsumerProcess):
+            folding: Any = process.consumer._parts.folding
+            folding._late_ms = _NO_LIMIT_MS
+
+    return change
+
+
+# Each with the trouble under which its protection matters.
+CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = (
+    (markers_before_appends, {"kill": 0.1}),
+    (markers_not_read, {"kinds": ("restart", "fail over")}),
+    (rebuilt_from_commit, {"kinds": ("crash empty", "go on")}),
+    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}),
+    (epoch_not_asked, {"kinds": ("crash empty", "go on")}),
+    (letters_not_awaited, {"kill": 0.2}),
+    (never_united, {}),
+    (forgotten_at_once, {}),
+    (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}),
+    (held_as_if_read, {}),
+    (folded_too_early, {}),
+)
