@@ -38,6 +38,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import Closed, FreshscoreError, SettingsError, Unavailable
 from freshscore.config.settings import RedisSettings
+from freshscore.config.tls import tls_problem_of
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_keys import SLOTS, slot_of
 from freshscore.features.redis_lines import (
@@ -367,20 +368,17 @@ def translated() -> Iterator[None]:
 
 def _of_trouble(problem: BaseException) -> FreshscoreError:
     """What the library's error is for a user; the one of TLS behind it, where there is one."""
-    found: BaseException | None = problem
-    while found is not None:
-        tls = next((one for one in (found, *found.args) if isinstance(one, ssl.SSLError)), None)
-        if isinstance(tls, ssl.SSLCertVerificationError):
-            return SettingsError(
-                f"Redis shows a certificate that is not accepted: {tls.verify_message};"
-                " ssl_ca_certs in redis.url says whom to trust"
-            )
-        if tls is not None:
-            return Unavailable(
-                f"Redis ends TLS: {tls}; if it wants to see a certificate:"
-                " ssl_certfile and ssl_keyfile in redis.url"
-            )
-        found = found.__cause__ or found.__context__
+    tls = tls_problem_of(problem)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return SettingsError(
+            f"Redis shows a certificate that is not accepted: {tls.verify_message};"
+            " ssl_ca_certs in redis.url says whom to trust"
+        )
+    if tls is not None:
+        return Unavailable(
+            f"Redis ends TLS: {tls}; if it wants to see a certificate:"
+            " ssl_certfile and ssl_keyfile in redis.url"
+        )
     return Unavailable(f"Redis: {problem}")
 
 

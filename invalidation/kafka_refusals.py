@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from freshscore.config.errors import SettingsError
 from freshscore.config.settings import KafkaSettings
+from freshscore.config.tls import tls_problem_of
 
 # What kafka-python calls them; a name, for its classes stay behind the door.
 _WRONG_CREDENTIALS: Final = "SaslAuthenticationFailedError"
@@ -121,7 +122,7 @@ def _refused(settings: KafkaSettings, problem: BaseException) -> str | None:
         )
     if name == _WRONG_MECHANISM:
         return f"does not offer kafka.sasl_mechanism = {settings.sasl_mechanism}"
-    found = _of_tls(problem)
+    found = tls_problem_of(problem)
     if isinstance(found, ssl.SSLCertVerificationError):
         trusted = settings.ca_file or "unset: what the system trusts"
         return (
@@ -133,12 +134,4 @@ def _refused(settings: KafkaSettings, problem: BaseException) -> str | None:
         if settings.certificate_file is None:
             return "asks for a client certificate, and kafka.certificate_file is not set"
         return f"refuses kafka.certificate_file = {settings.certificate_file} ({reason})"
-    return None
-
-
-def _of_tls(problem: BaseException) -> ssl.SSLError | None:
-    """The error of TLS that kafka-python's own was made of."""
-    for one in (problem, problem.__cause__, problem.__context__, *problem.args):
-        if isinstance(one, ssl.SSLError):
-            return one
     return None
