@@ -7,10 +7,11 @@ A state that was never compacted has no header: generation 0. Header, in words o
 
     0     "fsstate" and the version of this layout, 1 byte
     1     fingerprint of the state's layout (features/state_layout.py)
-    2     generation: how often it was compacted
+    2     generation: how often it was compacted; the highest bit: see word 5
     3     nonce: random, given by the caller
     4     F: events below it are all counted, and whole grid steps below it are tiles; 0 for none
-    5     the instant before which everything was forgotten; 0 for none
+    5     the instant before which everything was forgotten; 0 for none; by an order to erase where
+          the highest bit of word 2 is set, else by time or by a limit
     6, 7  version: the sum of the digests of all records counted up to here
     8     tiles << 40 | records, behind the header
     9     seal: fold of header, tiles and the folds of those records (features/checksums.py)
@@ -18,7 +19,8 @@ A state that was never compacted has no header: generation 0. Header, in words o
 Records are those of features/layout.py, each with the upper half of its fold in the low 32 bits of
 word 3; the folds begin with the layout's fingerprint. Tiles: features/folding.py.
 The version in the header covers what was folded and forgotten as well as what is there, so neither
-moves it, and reading it costs a digest only for what was appended since.
+moves it, and reading it costs a digest only for what was appended since. What was erased is in no
+version: nothing may be served that counted it.
 
 Cost: 5-6 ns a record to check, nothing to sort where nothing was appended.
 Rule: a state with any damage is DamagedState and never half read. What no bytes can show is an
@@ -54,6 +56,7 @@ _LAYOUT_VERSION: Final = 1
 _HEADER: Final = struct.Struct("<7sB3Q2q4Q")
 _N_TILES_SHIFT: Final = 40
 _LOW_64: Final = 2**64 - 1
+_ERASED: Final = 2**63
 
 
 class Compaction(msgspec.Struct, frozen=True):
@@ -79,7 +82,8 @@ def encode(state: DecodedState) -> bytes:
     if not ascending(records.address, records.n, layout.width):
         raise ValueError(f"records of entity {layout.name!r} are not sorted and distinct")
     fields = (
-        *(_MAGIC, _LAYOUT_VERSION, layout.fingerprint, state.generation, state.nonce),
+        *(_MAGIC, _LAYOUT_VERSION, layout.fingerprint),
+        *(state.generation | _ERASED * state.is_erased, state.nonce),
         *(state.folded_below_ms, state.forgotten_below_ms),
         *(state.version & _LOW_64, state.version >> 64),
         tiles.n << _N_TILES_SHIFT | records.n,
@@ -135,11 +139,39 @@ def compacted(
         nonce=nonce,
         folded_below_ms=fold,
         forgotten_below_ms=forget,
+        is_erased=state.is_erased and forget == state.forgotten_below_ms,
     )
     if fold == 0:
         return Compaction(encode(state), b"")
     state, gone = _folded(state)
     return Compaction(encode(state), _with_checks(gone.raw, layout) if layout.reads_facts else b"")
+
+
+def erased(blob: bytes, layout: StateLayout, *, below_ms: int, nonce: int) -> bytes:
+    """What is left of the state in `blob` when everything before `below_ms` is erased; b"" is none.
+
+    It has a header, and so remembers the instant: what is appended later and lies before it is
+    ignored. Tiles go whole; where one reaches beyond `below_ms`, so does what is erased. Raises
+    DamagedState.
+    """
+    state = decode(blob, layout) if blob else DecodedState(layout, *_nothing(layout))
+    line_ms = max(state.forgotten_below_ms, below_ms)
+    if state.tiles.n:
+        line_ms = max(line_ms, state.folded_below_ms)
+    records = state.records
+    kept = records.without(count_until(records.address, records.n, layout.width, line_ms - 1))
+    return encode(
+        msgspec.structs.replace(
+            state,
+            records=kept,
+            tiles=Stretch(layout.tile_width),
+            version=decode(_with_checks(kept.raw, layout), layout).version if kept.n else 0,
+            generation=state.generation + 1,
+            nonce=nonce,
+            forgotten_below_ms=line_ms,
+            is_erased=True,
+        )
+    )
 
 
 def state_version(blob: bytes, layout: StateLayout) -> int:
@@ -173,7 +205,7 @@ def _opened(blob: bytes, layout: StateLayout) -> DecodedState:
 
 def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
     """What the header says, with its numbers of tiles and records; nothing without one."""
-    nothing = Stretch(layout.width), Stretch(layout.tile_width)
+    nothing = _nothing(layout)
     if not blob.startswith(_MAGIC):
         return DecodedState(layout, *nothing), 0, 0
     if len(blob) < HEADER_BYTES:
@@ -186,8 +218,15 @@ def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
             f"a state of entity {layout.name!r} has layout {version}, {fingerprint:016x},"
             f" generation {generation}; this one is {_LAYOUT_VERSION}, {layout.fingerprint:016x}"
         )
-    state = DecodedState(layout, *nothing, high << 64 | low, generation, nonce, fold, forget)
+    state = DecodedState(
+        *(layout, *nothing, high << 64 | low, generation & ~_ERASED, nonce, fold, forget),
+        is_erased=bool(generation & _ERASED),
+    )
     return state, sizes >> _N_TILES_SHIFT, sizes & ((1 << _N_TILES_SHIFT) - 1)
+
+
+def _nothing(layout: StateLayout) -> tuple[Stretch, Stretch]:
+    return Stretch(layout.width), Stretch(layout.tile_width)
 
 
 def _with_end(state: DecodedState) -> DecodedState:

@@ -49,7 +49,8 @@ class DecodedState(msgspec.Struct, frozen=True, eq=False):
 
     records: sorted and distinct. tiles: sums of what was folded. version: 128 bits.
     generation, nonce: of the header, 0 without one. folded_below_ms: F; a request with an earlier
-    own time cannot be answered. forgotten_below_ms: history is complete from there on.
+    own time cannot be answered. forgotten_below_ms: history is complete from there on. is_erased:
+    whether an order made it forget, neither time nor a limit.
     n_compacted, n_appended: records that were read behind the header, and behind those.
     n_without_event: payments with facts whose event lies in a tile, so that the facts do not count
     until they are decoded with what was folded.
@@ -66,3 +67,4 @@ class DecodedState(msgspec.Struct, frozen=True, eq=False):
     n_compacted: int = 0
     n_appended: int = 0
     n_without_event: int = 0
+    is_erased: bool = False

@@ -180,7 +180,7 @@ def apply(near: int, data: int, groups: int, first: int, last: int) -> None:
     """Append the groups `first` to `last` of a message to what is held; note them all.
 
     groups: five words each, as invalidation/stream_messages.py has them; data: where the message
-    begins.
+    begins. A group without records: the state was replaced, and what is held of it is too old.
     """
     put_i64(near + g.STEP, i64(near + g.STEP) + 1)
     step = i64(near + g.STEP)
@@ -202,7 +202,9 @@ def apply(near: int, data: int, groups: int, first: int, last: int) -> None:
         put_i64(g.note_of(near, high), step)
         slot = g.sought(near, low, high)
         place = g.placed(near, slot)
-        if place != 0 and n > 0:
+        if place != 0 and n == 0:
+            g.drop_place(near, slot, place)
+        elif place != 0:
             width = i64(i64(near + g.WIDTHS) + 8 * entity)
             _append(near, slot, place, data + i64(group + 32), n * width)
 

@@ -228,6 +228,8 @@ class RedisStore:
         watermark_ms: of the nodes when the state was read, 0 for unknown. What time alone may have
         made a state forget is not counted: a request for that is too old.
         """
+        if state.is_erased:
+            return False
         forgotten_ms = state.forgotten_below_ms
         by_time_ms = watermark_ms - self.limits.horizon_ms - self.held_ms
         return forgotten_ms > by_time_ms and looks_from_ms - self.held_ms < forgotten_ms

@@ -276,7 +276,9 @@ def take_states(
         at = behind
         layout = i64(i64(head + t.TILES) + LAYOUT)
         forgotten = i64(state + t.FORGOTTEN)
-        if forgotten > watermark - i64(store + LATENESS) - i64(store + t.HELD):
+        if _front(blob, length, layout) > 0 and i64(blob + 16) < 0:
+            put_i64(state + t.LOST, -forgotten)
+        elif forgotten > watermark - i64(store + LATENESS) - i64(store + t.HELD):
             # Time alone cannot have made it forget so much: it had too many events.
             put_i64(state + t.LOST, forgotten)
         elif forgotten > 0:

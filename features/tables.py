@@ -81,7 +81,8 @@ COUNT: Final = 40
 CAPACITY: Final = 48
 FORGOTTEN: Final = 56  # records before this instant are no longer there
 MAX_KNOWN: Final = 64  # the latest instant at which a fact became known
-LOST: Final = 72  # FORGOTTEN, where it was the limit on events that made it forget; else 0
+# FORGOTTEN, where the limit on events made it forget; below 0 where an order did; else 0.
+LOST: Final = 72
 N_FACTS: Final = 80
 BLOCKS_FROM: Final = 88  # block sums are right for blocks before this one
 

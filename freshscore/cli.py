@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "dead-letters list": "what was refused and why, by its position in the log",
     "dead-letters resend": "try what was refused again, from the log, once its cause is mended",
     "demo": "generate, train, replay a week, and show what the cache saves",
+    "entities forget": "erase the history of one entity, everywhere and for good",
     "entities show": "the shared state of one entity, and its aggregates now",
     "explain": "why one transaction has its score, and why the cache did or did not serve it",
     "features compute": "point-in-time features of a whole file, as serving would have seen them",

@@ -18,6 +18,7 @@ from freshscore.features.packing import Keys
 from freshscore.features.program import Program, compiled
 from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_door import Nodes
+from freshscore.features.redis_erasing import Eraser
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
@@ -86,6 +87,7 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
         ),
         lookups=LabelLookups(nodes, store.index, settings.kafka.clock_error_ms),
         compactor=Compactor(store),
+        eraser=Eraser(store),
         folding=FoldingLines(settings, nodes, redis_keys, specification.held_ms),
         topic_ids=topic_ids,
         digest_key=secret.key("dead letter"),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.features.memory import address_of
+from freshscore.features.redis_reading import Wanted
 from freshscore.invalidation import append_plan as p
 from freshscore.invalidation.append_commands import route_groups, write_commands
 from freshscore.invalidation.append_plan import AppendLimits, AppendPlan
@@ -31,6 +32,15 @@ class Refusal:
     index: int
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """An order among the labels: what these states hold of before `below_ms` is to be erased."""
+
+    index: int
+    states: tuple[Wanted, ...]
+    below_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,9 @@ class Batch:
     """What was made of one poll; nothing of it is sent yet.
 
     counts: outcome -> messages; they add up to all of them. refused: to be set aside. lookups:
-    labels that are not in it yet. far: labels that were looked up, and lie more than 17 years from
-    their payments. n_slow: messages that the kernel left to the careful reader. n_groups,
-    n_records: of states.
+    labels that are not in it yet. erasures: what else labels order. far: labels that were looked
+    up, and lie more than 17 years from their payments. n_slow: messages that the kernel left to the
+    careful reader. n_groups, n_records: of states.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class Batch:
         self.counts: dict[str, int] = {}
         self.refused: list[Refusal] = []
         self.lookups: list[Lookup] = []
+        self.erasures: list[Erasure] = []
         self.far: list[Found] = []
         self.n_slow = 0
         self.n_groups = self._word(p.N_STATES)

@@ -28,15 +28,23 @@ from freshscore.invalidation import append_plan as p
 from freshscore.invalidation import messages as m
 from freshscore.invalidation.append_kernels import fill_body, group_rows
 from freshscore.invalidation.append_plan import AppendLimits, AppendPlan
-from freshscore.invalidation.batch import Batch, Buffers, Found, Lookup, Refusal, with_room
+from freshscore.invalidation.batch import (
+    Batch,
+    Buffers,
+    Erasure,
+    Found,
+    Lookup,
+    Refusal,
+    with_room,
+)
 from freshscore.invalidation.feed import Acceptance
 from freshscore.invalidation.message_columns import MessageColumns
 from freshscore.invalidation.message_reading import MessageReader, is_far
 from freshscore.invalidation.message_rows import read_messages
 from freshscore.invalidation.message_tables import MessageTables, fits
-from freshscore.invalidation.messages import MessageRefused
+from freshscore.invalidation.messages import MessageRefused, is_erasure
 
-__all__ = ["Batch", "BatchLimits", "Batcher", "Found", "Lookup", "Messages", "Refusal"]
+__all__ = ["Batch", "BatchLimits", "Batcher", "Erasure", "Found", "Lookup", "Messages", "Refusal"]
 
 # A batch's buffers outlive the next one's making, so that its replies can be read after that.
 _TURNS: Final = 2
@@ -201,9 +209,12 @@ class Batcher:
         batch.n_slow = n_slow
         batch.far = far
         batch.lookups = [one for one in apart if isinstance(one, Lookup)]
+        batch.erasures = [one for one in apart if isinstance(one, Erasure)]
         batch.refused = [one for one in apart if isinstance(one, Refusal)]
         batch.refused += _refusals(statuses, n_transactions)
         batch.counts = _counts(statuses, batch.refused)
+        if batch.erasures:
+            batch.counts["erased"] = len(batch.erasures)
         batch.route(self.node_of_slot)
         return batch
 
@@ -241,9 +252,9 @@ class Batcher:
 
     def _read(
         self, transactions: Messages, labels: Messages, said: NDArray[np.int64]
-    ) -> list[Refusal | Lookup]:
-        """Read the messages that no kernel has read; what is refused, or to be looked up."""
-        apart: list[Refusal | Lookup] = []
+    ) -> list[Refusal | Lookup | Erasure]:
+        """Read the messages that no kernel has read; what is refused, or not for a batch alone."""
+        apart: list[Refusal | Lookup | Erasure] = []
         for i in np.flatnonzero(self._statuses[: len(transactions) + len(labels)] == k.WAITING):
             at = int(i)
             is_label = at >= len(transactions)
@@ -252,8 +263,8 @@ class Batcher:
             try:
                 self._check_size(int(messages.inputs[index, 1]))
                 if is_label:
-                    lookup = self._read_label(messages, index, at, said)
-                    apart += [lookup] if lookup else []
+                    aside = self._read_label(messages, index, at, said)
+                    apart += [aside] if aside else []
                 else:
                     self._put_row(at, self._reader.transaction(messages.value(index)))
             except MessageRefused as refused:
@@ -270,9 +281,14 @@ class Batcher:
 
     def _read_label(
         self, messages: Messages, index: int, at: int, said: NDArray[np.int64]
-    ) -> Lookup | None:
-        """Read one label; what to look up, if it does not bring its payment."""
-        label = self._reader.label(messages.value(index), int(messages.inputs[index, 2]))
+    ) -> Lookup | Erasure | None:
+        """Read one label; what to look up if it does not bring its payment, or what to erase."""
+        value, arrival_ms = messages.value(index), int(messages.inputs[index, 2])
+        if value is not None and is_erasure(value):
+            states = self._reader.erasure(value)
+            self._statuses[at] = k.REFUSED
+            return Erasure(index, tuple(states), arrival_ms + 1)
+        label = self._reader.label(value, arrival_ms)
         if label.needs_lookup:
             self._statuses[at] = k.LOOKUP
             return Lookup(index, int.from_bytes(label.row[:8], "little"), label)

@@ -50,10 +50,15 @@ class Stored(NamedTuple):
 
 
 class FromLog(NamedTuple):
-    """The records of the log which a state must hold, and which it may hold."""
+    """The records of the log which a state must hold, and which it may hold.
+
+    Before erased_below_ms everything must be erased, before may_be_erased_below_ms it may be.
+    """
 
     must: bytes
     may: bytes
+    erased_below_ms: int = 0
+    may_be_erased_below_ms: int = 0
 
 
 class Bounds(NamedTuple):
@@ -76,6 +81,7 @@ def compared(held: Stored, log: FromLog, bounds: Bounds, evaluated: Evaluated) -
         stored = decode(held.blob, layout, held.past) if held.blob else None
     except DamagedState:
         return Compared(DAMAGED, 0, len(log.must) // layout.width)
+    log = _without_erased(log, stored, layout)
     must = _like(stored, log.must, layout)
     may = _like(stored, log.must + log.may, layout) if log.may else must
     line_ms = 0
@@ -91,6 +97,21 @@ def compared(held: Stored, log: FromLog, bounds: Bounds, evaluated: Evaluated) -
         if not _equal(evaluated(stored), evaluated(same)):
             return Compared(AGGREGATES, *numbers)
     return Compared(EQUAL, *numbers)
+
+
+def _without_erased(log: FromLog, stored: DecodedState | None, layout: StateLayout) -> FromLog:
+    """The records that were not ordered to be erased, as far as `stored` has carried it out."""
+    line_ms = log.erased_below_ms
+    if stored is not None and stored.forgotten_below_ms >= log.may_be_erased_below_ms:
+        line_ms = max(line_ms, log.may_be_erased_below_ms)
+    if not line_ms:
+        return log
+    return FromLog(_from(log.must, line_ms, layout), _from(log.may, line_ms, layout))
+
+
+def _from(records: bytes, line_ms: int, layout: StateLayout) -> bytes:
+    words = np.frombuffer(records, np.int64).reshape(-1, layout.width // 8)
+    return words[words[:, rec.TIME // 8] >> 16 >= line_ms].tobytes()
 
 
 def _oldest(log: FromLog, layout: StateLayout) -> int:

@@ -26,7 +26,8 @@ from freshscore.config.errors import DamagedState, StoreFull, Unavailable
 from freshscore.config.settings import Settings
 from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_door import Nodes
-from freshscore.invalidation.batches import Batcher
+from freshscore.features.redis_erasing import Eraser
+from freshscore.invalidation.batches import Batcher, Erasure
 from freshscore.invalidation.beginnings import Beginnings
 from freshscore.invalidation.dead_letters import DeadLetters
 from freshscore.invalidation.fetched_runs import messages_of, place_of, runs_of
@@ -64,6 +65,7 @@ class ConsumerParts(NamedTuple):
     publisher: Publisher
     lookups: LabelLookups
     compactor: Compactor
+    eraser: Eraser
     folding: FoldingLines
     topic_ids: Mapping[str, str]
     digest_key: bytes
@@ -219,6 +221,8 @@ class Consumer:
             self._outcomes.count(outcome, count)
         for refusal in batch.refused:
             self._outcomes.set_aside(labels if refusal.is_label else transactions, refusal)
+        for erasure in batch.erasures:
+            self._erase(erasure)
         upto, ranges = self._upto(parts)
         waiting = {place_of(labels, one.index)[0].partition for one in batch.lookups}
         at_once = tuple(one for one in ranges if one.partition not in waiting)
@@ -228,6 +232,12 @@ class Consumer:
             self._under_way.settle()
             later = tuple(one for one in ranges if one.partition in waiting)
             self._waiting.look_up(batch, labels, {at: upto[at] for at in waiting}, later)
+
+    def _erase(self, erasure: Erasure) -> None:
+        """Erase states now: in whatever order with appends, the same is left."""
+        for state in erasure.states:
+            self._parts.eraser.erase(state, erasure.below_ms)
+        self._under_way.tell_replaced(erasure.states)
 
     def _by_topic(self, parts: Sequence[Fetched]) -> tuple[list[Fetched], list[Fetched]]:
         labels_topic = self._settings.kafka.labels_topic

@@ -52,7 +52,7 @@ class EntityView(msgspec.Struct, frozen=True):
     problem: "state lost" or "state damaged"; then nothing else is known of it but its bytes.
     n_bytes, n_past_bytes: of the state, and of what was folded of it. life_s: until it ends, None
     where there is none. complete_since_ms: 0 for unknown. fold_ms: F. forgotten_below_ms: nothing
-    before it is left. n_appended: records since the last compaction.
+    before it is left; is_erased: by an order. n_appended: records since the last compaction.
     """
 
     entity: str
@@ -73,6 +73,7 @@ class EntityView(msgspec.Struct, frozen=True):
     watermark_ms: int = 0
     fold_ms: int = 0
     forgotten_below_ms: int = 0
+    is_erased: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -228,6 +229,7 @@ def _described(view: EntityView, progress: Progress, state: DecodedState | None)
         complete_since_ms=max(since_ms, state.forgotten_below_ms) if since_ms else 0,
         fold_ms=state.folded_below_ms,
         forgotten_below_ms=state.forgotten_below_ms,
+        is_erased=state.is_erased,
     )
 
 

@@ -135,6 +135,8 @@ class LogRecords:
     """The records that the log gives to the states in `wanted`.
 
     applied: the stored records of each state from before the markers. more: those from behind them.
+    erased_below_ms, erased_later_ms: state -> before when everything was ordered to be erased, by a
+    message before the markers, or behind them.
     """
 
     def __init__(
@@ -144,6 +146,8 @@ class LogRecords:
         self._layouts = layouts
         self.applied: dict[Wanted, bytearray] = {one: bytearray() for one in wanted}
         self.more: dict[Wanted, bytearray] = {one: bytearray() for one in wanted}
+        self.erased_below_ms: dict[Wanted, int] = {}
+        self.erased_later_ms: dict[Wanted, int] = {}
         lows = [int.from_bytes(token[:8], "little", signed=True) for _, token in wanted]
         self._lows = np.array(lows, np.int64)
         # Identity -> time, and of each entity the token where it is wanted, else zeros.
@@ -155,6 +159,9 @@ class LogRecords:
             for batch, is_applied in self._batches.of(stretch, stretch.at[0] == labels_topic):
                 into = self.applied if is_applied else self.more
                 self._keep(batch, into)
+                lines = self.erased_below_ms if is_applied else self.erased_later_ms
+                for one in batch.erasures:
+                    lines |= {at: max(lines.get(at, 0), one.below_ms) for at in one.states}
                 found = [one for one in map(self._looked_up, batch.lookups) if one is not None]
                 if found:
                     self._keep(self._batches.of_labels(found), into)

@@ -25,6 +25,7 @@ from freshscore.features.layout import SENDER_LIMIT_MS
 from freshscore.features.memory import BYTES_AT
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program
+from freshscore.features.redis_reading import Wanted
 from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.message_texts import count_keys
 from freshscore.invalidation.messages import (
@@ -32,8 +33,10 @@ from freshscore.invalidation.messages import (
     IDENTITY_CHARACTERS,
     MALFORMED,
     RAW,
+    TOKEN_CHARACTERS,
     VERSION,
     WRONG_KEY,
+    ErasureMessage,
     LabelMessage,
     MessageRefused,
     TransactionMessage,
@@ -112,6 +115,7 @@ class MessageReader:
         self.row_bytes = 8 * r.row_words(len(self._names), 0, 0)
         self._transactions = _decoder(TransactionMessage)
         self._labels = _decoder(LabelMessage)
+        self._erasures = _decoder(ErasureMessage)
 
     @property
     def is_plain(self) -> bool:
@@ -157,6 +161,22 @@ class MessageReader:
         if time is not None and is_far(row, sender_ms):
             raise MessageRefused(MALFORMED, FAR)
         return ReadLabel(bytes(row), given_mask, values, known_ms, sender_ms, time is None)
+
+    def erasure(self, value: bytes) -> list[Wanted]:
+        """The states that the order in `value` erases: entity number, token; or MessageRefused."""
+        given = _own(value, self._erasures)
+        if not self._is_hashed(given):
+            raise MessageRefused(MALFORMED, "what is erased is named by hashes alone")
+        wanted = []
+        for name, text in given["erased"].items():
+            if name not in self._names:
+                # A specification without this entity has nothing of it to erase.
+                continue
+            token = bytes_of(text, TOKEN_CHARACTERS, "an entity")
+            if not any(token):
+                raise MessageRefused(MALFORMED, "an entity's hash is zero")
+            wanted.append((self._names.index(name), token))
+        return wanted
 
     def _given(self, value: bytes | None, decoder: msgspec.json.Decoder[Any]) -> dict[str, Any]:
         """What a message holds by Transaction's names, of the right types or not yet known."""

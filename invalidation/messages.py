@@ -36,9 +36,11 @@ REASONS: Final = (MALFORMED, OVERSIZED, LATE, EARLY, CONFLICT, WRONG_KEY, UNKNOW
 
 # What each message made here begins with, up to the id of its key; and past that.
 OWN_BEGINNING: Final = b'{"v":%d,"ids":"' % VERSION
-_OWN_NEXT: Final = re.compile(rb'[0-9a-f]{8}","transaction_id":"')
+_OWN_NEXT: Final = re.compile(rb'[0-9a-f]{8}","(?:transaction_id|erased)":')
+_ERASURE_NEXT: Final = re.compile(rb'[0-9a-f]{8}","erased":')
 
 IDENTITY_CHARACTERS: Final = 22
+TOKEN_CHARACTERS: Final = 22
 ENTITY_CHARACTERS: Final = 32
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
 Entities = dict[str, str | None]
@@ -88,6 +90,19 @@ class LabelMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     known_at: int | UnsetType | None = UNSET
     entities: Entities | UnsetType | None = UNSET
     time: int | UnsetType | None = UNSET
+
+
+class ErasureMessage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False
+):
+    """An order to erase the states of entities up to the message's arrival; always hashed.
+
+    erased: name of the entity in the specification -> base64url of its token.
+    """
+
+    v: int | UnsetType = UNSET
+    ids: str | UnsetType = UNSET
+    erased: dict[str, str]
 
 
 def encode_transaction(
@@ -148,13 +163,25 @@ def encode_label(
     return _encoded(key_id, message)
 
 
+def encode_erasure(key_id: str, entity: str, token: bytes) -> bytes:
+    """The message that has the state of an entity erased, up to its arrival."""
+    return _encoded(key_id, ErasureMessage(erased={entity: _text(token)}))
+
+
+def is_erasure(value: bytes) -> bool:
+    """Whether a message is such an order; only freshscore writes them, and always this way."""
+    if not value.startswith(OWN_BEGINNING):
+        return False
+    return _ERASURE_NEXT.match(value, len(OWN_BEGINNING)) is not None
+
+
 def is_own(value: bytes) -> bool:
     """Whether the functions above made a message; by its first bytes, which no map changes."""
     begins = value.startswith(OWN_BEGINNING)
     return begins and _OWN_NEXT.match(value, len(OWN_BEGINNING)) is not None
 
 
-def _encoded(key_id: str, message: TransactionMessage | LabelMessage) -> bytes:
+def _encoded(key_id: str, message: TransactionMessage | LabelMessage | ErasureMessage) -> bytes:
     """A message of which all but `v` and `ids` is given."""
     return b'%b%b",%b' % (OWN_BEGINNING, key_id.encode(), msgspec.json.encode(message)[1:])
 

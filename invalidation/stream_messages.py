@@ -13,7 +13,7 @@ Layout, in words of 8 bytes, little-endian:
     8 ..   for each partition 5 words: digest of the topic id, partition, from offset, to offset
            (exclusive), arrival ms up to which the partition was read
     then   for each group: entity << 32 | number of records, its token (2 words), its records as
-           they are stored, each with its checksum
+           they are stored, each with its checksum; without records: its state was replaced
 
 A follower that knows a partition up to an offset at or beyond `from` is in step after applying the
 groups; else there is a gap. A message without groups is a heartbeat.
@@ -41,6 +41,7 @@ from freshscore.invalidation.append_plan import GROUP_HEAD
 _MAGIC: Final = b"fsinval\x01"
 _FRONT: Final = struct.Struct("<8s8sqqQQQQ")
 _PARTITION: Final = struct.Struct("<8sqqqq")
+_GROUP: Final = struct.Struct("<q16s")
 _SEED: Final = np.uint64(2)
 _GROUP_WORDS: Final = 5
 _SEAL_AT: Final = 56
@@ -93,6 +94,11 @@ def layouts_digest(layouts: Sequence[StateLayout]) -> int:
         struct.pack(f"<{len(words)}Q", *words), digest_size=8, person=b"stream-layouts"
     )
     return int.from_bytes(digest.digest(), "little")
+
+
+def replaced_group(entity: int, token: bytes) -> bytes:
+    """The group that tells of a state that was replaced."""
+    return _GROUP.pack(entity << 32, token)
 
 
 def encode(

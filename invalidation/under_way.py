@@ -21,6 +21,7 @@ from freshscore.invalidation.batches import Batch, Batcher
 from freshscore.invalidation.node_markers import DataLost, NodeMarkers, refusal_of
 from freshscore.invalidation.partitions import Partition, Place
 from freshscore.invalidation.publishing import Publisher, Range
+from freshscore.invalidation.stream_messages import replaced_group
 
 # States that wait for compaction.
 _MOST_CANDIDATES: Final = 65_536
@@ -122,6 +123,11 @@ class UnderWay:
             self._check_marked(some[0])
         ranges = tuple(Range(at, to, to, arrival) for at, (to, arrival) in upto.items())
         self._tell(self._publisher.command(ranges, self._clock.now_ms()))
+
+    def tell_replaced(self, states: Sequence[Wanted]) -> None:
+        """Tell the followers that these states are others now, not by what was appended."""
+        body = b"".join(replaced_group(*state) for state in states)
+        self._tell(self._publisher.command((), self._clock.now_ms(), len(states), body))
 
     def forget(self) -> None:
         """Let go of what was not answered, and of the connections."""

@@ -152,7 +152,12 @@ def _findings(
         entity, token = one
         found = compared(
             Stored(deployment.store.maker.layouts[entity], blob, past),
-            FromLog(bytes(log.applied[one]), bytes(log.more[one])),
+            FromLog(
+                bytes(log.applied[one]),
+                bytes(log.more[one]),
+                log.erased_below_ms.get(one, 0),
+                log.erased_later_ms.get(one, 0),
+            ),
             bounds,
             _evaluated(aggregates, one, now_ms),
         )

@@ -311,9 +311,10 @@ def _state_out(store: int, looks_from: int, out: int, scratch: int) -> None:
             low = u64(state + t.VERSION)
             high = u64(state + t.VERSION + 8)
             lost = i64(state + t.LOST)
-            if lost != 0 and looks_from - i64(store + t.HELD) < lost:
-                degraded |= c.TOO_MANY_EVENTS
-                complete_since = max(complete_since, lost)
+            if lost != 0 and looks_from - i64(store + t.HELD) < abs(lost):
+                # What was erased is missed on purpose: nobody is to wait for it.
+                degraded |= c.TOO_MANY_EVENTS if lost > 0 else 0
+                complete_since = max(complete_since, abs(lost))
         put_u64(out + c.OUT_VERSIONS + 16 * e, low)
         put_u64(out + c.OUT_VERSIONS + 16 * e + 8, high)
     put_i64(out + c.OUT_DEGRADED, degraded)

@@ -15,6 +15,7 @@ from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys
 from freshscore.features.program import Program
 from freshscore.features.redis_compaction import Compactor
+from freshscore.features.redis_erasing import Eraser
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.state_layout import state_fingerprints
@@ -145,6 +146,7 @@ class ConsumerProcess(Process):
             ),
             lookups=LabelLookups(nodes, store.index, kafka.clock_error_ms),
             compactor=Compactor(store, nonce=lambda: chance.getrandbits(_DRAWN_BITS)),
+            eraser=Eraser(store, nonce=lambda: chance.getrandbits(_DRAWN_BITS)),
             folding=FoldingLines(settings, nodes, names, program.specification.held_ms),
             topic_ids=topic_ids,
             digest_key=_DIGEST_KEY,

@@ -81,7 +81,10 @@ def _rows(view: EntityView) -> Iterator[tuple[str, object]]:
     yield "complete since", _instant(view.complete_since_ms or None)
     yield "log applied up to", _instant(view.watermark_ms or None)
     yield "folded below", _instant(view.fold_ms or None)
-    yield "forgotten below", _instant(view.forgotten_below_ms or None)
+    yield (
+        "erased below" if view.is_erased else "forgotten below",
+        _instant(view.forgotten_below_ms or None),
+    )
 
 
 def _instant(time_ms: int | None) -> str | None:

@@ -1,0 +1,50 @@
+"""`freshscore entities forget`: erase one entity's own history, up to now and everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+
+from freshscore.arguments import settings_of
+from freshscore.named_entity import add_entity_arguments, named_entity
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which entity."""
+    add_entity_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Order it and wait; 1 where it was not seen to be done. Raises FreshscoreError."""
+    import msgspec
+
+    from freshscore.invalidation.deployment import opened
+    from freshscore.invalidation.erasing import erased_everywhere
+    from freshscore.output import print_table, write_json
+
+    with opened(settings_of(arguments)) as deployment:
+        number, token = named_entity(arguments, deployment)
+        erased = erased_everywhere(deployment, (number, token))
+        name = deployment.program.entities[number].name
+    below = datetime.fromtimestamp(erased.below_ms / 1_000, UTC)
+    print_table(
+        ["erasure", "value"],
+        [
+            ("entity", name),
+            ("hash", token.hex()),
+            ("of what was before", below.isoformat(" ", "milliseconds")),
+            ("state", "erased" if erased.is_carried_out else "not yet"),
+            ("models whose scores were deleted in Redis", erased.n_scores),
+            ("scorers that may serve older scores", erased.scores.n_behind),
+        ],
+    )
+    if not erased.is_carried_out:
+        print(
+            "freshscore: the order is in the log, and no consumer has carried it out yet; see"
+            " `freshscore lag`, and run this again",
+            file=sys.stderr,
+        )
+    figures = {"entity": name, "token": token.hex()} | msgspec.to_builtins(erased)
+    write_json(arguments.json, figures)
+    return int(not erased.is_carried_out or erased.scores.n_behind > 0)
