@@ -86,7 +86,7 @@ def run_shared(
                         lambda: log.sent - applied.messages(),
                         advance=advance,
                     )
-    return SharedOutcome(answers, compared_answers(embedded, answers), history, history_s)
+    return SharedOutcome(answers, compared_answers(stream, embedded, answers), history, history_s)
 
 
 class _Log:
@@ -164,15 +164,21 @@ class _Applied:
     def __init__(self, nodes: Nodes, settings: Settings, program: Program) -> None:
         self._nodes = nodes
         self._keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
+        self._last = 0
 
     def messages(self) -> int:
-        """The least of all nodes; 0 while one has no epoch."""
+        """The least of all nodes, 0 while one has no epoch; as before while one is away."""
         tags = self._nodes.tags
         asked = [(tag.encode(), command(b"GET", self._keys.progress(tag))) for tag in tags]
-        summaries = replies_to(self._nodes, asked)
-        if None in summaries:
-            return 0
-        return min(sum(one.offset for one in progress_of(said).markers) for said in summaries)
+        try:
+            summaries = replies_to(self._nodes, asked)
+        except Unavailable:
+            return self._last
+        self._last = 0
+        if None not in summaries:
+            held = (progress_of(said).markers for said in summaries)
+            self._last = min(sum(one.offset for one in markers) for markers in held)
+        return self._last
 
 
 def run_secret(settings: Settings) -> Secret:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from freshscore.scoring.result import SOURCES
 from freshscore.simulations.outcome_tables import FigureTable
+from freshscore.simulations.spells import Trouble, troubles
 
 # It brings the clients of the servers, which an embedded replay does without.
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _PERCENTILE_NAMES: Final = ("p50", "p90", "p99", "most")
 _LAG: Final = "messages behind"
 _WHY_DIFFERENT: Final = (
     "Answers on other versions may differ, for instance where Kafka had not brought a label yet: a"
-    " fact counts only once the log has taken it, and no answer waits for that."
+    " fact counts only once the log has taken it, and no answer waits for that. Each of them is"
+    " held against its own watermark, which must not claim what it did not count."
 )
 
 
@@ -57,10 +59,13 @@ class SharedOutcome:
         )
         if not self.on_other_versions:
             return said
-        return (
-            f"{said}; {self.on_other_versions:,} stood on other versions, and"
+        said += (
+            f"; {self.on_other_versions:,} stood on other versions, and"
             f" {self.different_elsewhere:,} of these are different"
         )
+        if equality.unsaid:
+            return f"{said}; {equality.unsaid:,} of these claimed to count everything"
+        return f"{said}, all said so by their watermark or as degraded"
 
     @property
     def on_other_versions(self) -> int:
@@ -87,6 +92,11 @@ class SharedOutcome:
         """Messages of history a second, from the first that was sent to the last that was held."""
         return round(self.history_messages / self.history_s)
 
+    @property
+    def troubles(self) -> list[Trouble]:
+        """What was degraded or not answered, and for how long."""
+        return troubles(self.answers)
+
     def rows(self) -> list[tuple[str, object]]:
         """Name and value of each figure."""
         named = zip(_PERCENTILE_NAMES, percentiles(self.answers.latency_us), strict=True)
@@ -100,7 +110,7 @@ class SharedOutcome:
 
     def tables(self) -> list[FigureTable]:
         """The tables of the report."""
-        return [self._lag_table(), self._throughput_table()]
+        return [self._lag_table(), self._throughput_table(), self._troubles_table()]
 
     def latencies_us(self) -> dict[str, tuple[float, float, float]]:
         """The 50th, 90th and 99th percentile of the latency of each source that answered."""
@@ -121,7 +131,9 @@ class SharedOutcome:
             ("of these, equal to the bit", equality.equal),
             ("on other versions, and equal", equality.equal_elsewhere),
             ("on other versions, and different", self.different_elsewhere),
+            ("on other versions, although they claim to count everything", equality.unsaid),
             ("degraded", int(np.count_nonzero(answers.degraded))),
+            ("not answered: Redis was away", len(answers.unanswered)),
             ("refused: too old", answers.refused),
             (
                 "answers that count events which Redis did not hold yet",
@@ -157,6 +169,18 @@ class SharedOutcome:
             tuple(rows),
             "Messages behind: what the log held and not every node of Redis yet, looked at again"
             " and again. Latency: of the whole call, its exchange with Redis included.",
+        )
+
+    def _troubles_table(self) -> FigureTable:
+        rows = tuple(
+            (one.cause, one.calls, one.spells, round(one.total_s, 2), round(one.longest_s, 2))
+            for one in self.troubles
+        )
+        return FigureTable(
+            "What was degraded or not answered, and for how long",
+            ("what", "calls", "spells", "together, s", "longest, s"),
+            rows or (("nothing", 0, 0, 0.0, 0.0),),
+            "A spell lasts, in real time, from its first call to the next one that was well.",
         )
 
     def _throughput_table(self) -> FigureTable:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.clock import Clock
-from freshscore.config.errors import AsOfTooOld
+from freshscore.config.errors import AsOfTooOld, Unavailable
 from freshscore.features.table import Int64s
 from freshscore.features.transaction import Transaction
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.shared_scorer import SharedScorer
 from freshscore.simulations.records import Records, states_keys
 from freshscore.simulations.shapes import TouchKind
+from freshscore.simulations.stream_changes import changed_ms
 from freshscore.simulations.streams import Stream
 
 Advance = Callable[[int], None]
@@ -53,10 +54,12 @@ class SharedAnswers:
     """What the shared scorer answered, (s,) each.
 
     touch: index into the stream. score: float64, by its bits. states: hash of the states' versions.
-    source: index into SOURCES. pending: events that Redis did not hold yet. degraded: whether the
-    answer said so. latency_us: of the whole call, the exchange included. behind: (m,) messages that
-    the log held and Redis did not, at moments of the run, behind_at_ms of the stream's time.
-    elapsed_s: of the stream, real time.
+    source: index into SOURCES. pending: events that Redis did not hold yet. degraded: the bits of
+    the causes that the answer named. watermark_ms: up to when the states were complete, as it said.
+    asked_s: since the stream began, real time. latency_us: of the whole call, the exchange
+    included. unanswered: (u,) touches that ended with Unavailable, unanswered_s when they were
+    asked. behind: (m,) messages that the log held and Redis did not, at moments of the run,
+    behind_at_ms of the stream's time. elapsed_s: of the stream, real time.
     """
 
     touch: Int64s
@@ -64,8 +67,12 @@ class SharedAnswers:
     states: NDArray[np.uint64]
     source: Int64s
     pending: Int64s
-    degraded: NDArray[np.bool_]
+    degraded: Int64s
+    watermark_ms: Int64s
+    asked_s: NDArray[np.float64]
     latency_us: NDArray[np.float64]
+    unanswered: Int64s
+    unanswered_s: NDArray[np.float64]
     behind: Int64s
     behind_at_ms: Int64s
     refused: int
@@ -77,18 +84,20 @@ class SharedEquality:
     """Answers of the shared scorer beside the embedded ones.
 
     compared: touches that both answered. same_states: of them on the same versions. equal: of
-    those with the same bits. equal_elsewhere: with the same bits, on other versions.
+    those with the same bits. equal_elsewhere: with the same bits, on other versions. unsaid: on
+    other versions, and not degraded, although they claim a watermark beyond the last change.
     """
 
     compared: int
     same_states: int
     equal: int
     equal_elsewhere: int
+    unsaid: int
 
     @property
     def holds(self) -> bool:
-        """Whether every answer on the same states was the same."""
-        return self.equal == self.same_states and self.compared > 0
+        """Whether every answer on the same states was the same, and all others said so."""
+        return self.equal == self.same_states and self.compared > 0 and self.unsaid == 0
 
 
 def replay_shared(
@@ -108,6 +117,9 @@ def replay_shared(
     raws: list[bytes] = []
     pending: list[int] = []
     latencies_s: list[float] = []
+    asked: list[float] = []
+    unanswered: list[int] = []
+    unanswered_s: list[float] = []
     lags: list[int] = []
     lags_at_ms: list[int] = []
     refused = 0
@@ -126,7 +138,12 @@ def replay_shared(
             except AsOfTooOld:
                 refused += 1
                 continue
+            except Unavailable:
+                unanswered.append(touch)
+                unanswered_s.append(asked_s - started_s)
+                continue
             latencies_s.append(clock.monotonic_s() - asked_s)
+            asked.append(asked_s - started_s)
             touches.append(touch)
             raws.append(result.raw)
             pending.append(result.pending)
@@ -145,7 +162,11 @@ def replay_shared(
         states=states_keys(words, n_entities),
         source=column(c.OUT_SOURCE, np.int64).astype(np.int64),
         pending=np.array(pending, np.int64),
-        degraded=column(c.OUT_DEGRADED, np.int64).astype(np.bool_),
+        degraded=column(c.OUT_DEGRADED, np.int64).astype(np.int64),
+        watermark_ms=column(c.OUT_WATERMARK, np.int64).astype(np.int64),
+        asked_s=np.array(asked, np.float64),
+        unanswered=np.array(unanswered, np.int64),
+        unanswered_s=np.array(unanswered_s, np.float64),
         latency_us=np.array(latencies_s) * 1e6,
         behind=np.array(lags, np.int64),
         behind_at_ms=np.array(lags_at_ms, np.int64),
@@ -154,16 +175,23 @@ def replay_shared(
     )
 
 
-def compared_answers(embedded: Records, shared: SharedAnswers) -> SharedEquality:
-    """The answers to the touches that both have answered, side by side."""
+def compared_answers(stream: Stream, embedded: Records, shared: SharedAnswers) -> SharedEquality:
+    """The answers to the touches that both have answered, side by side.
+
+    One on other versions is held against its own watermark: if its states had not changed since
+    before that, it claims to hold all that the embedded one holds.
+    """
     _, here, there = np.intersect1d(embedded.touch, shared.touch, return_indices=True)
     same = embedded.states[here] == shared.states[there]
     equal = embedded.score[here].view(np.int64) == shared.score[there].view(np.int64)
+    claims_all = changed_ms(stream)[shared.touch[there]] < shared.watermark_ms[there]
+    claims_all &= shared.degraded[there] == 0
     return SharedEquality(
         compared=len(here),
         same_states=int(np.count_nonzero(same)),
         equal=int(np.count_nonzero(same & equal)),
         equal_elsewhere=int(np.count_nonzero(~same & equal)),
+        unsaid=int(np.count_nonzero(~same & claims_all)),
     )
 
 

@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises FreshscoreError, OSError.
     """
+    from dataclasses import asdict
+
     import numpy as np
 
     from freshscore import replaying
@@ -148,6 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(["through Kafka and Redis", "value"], beside.rows())
         print(beside.verdict)
         figures["shared"] = dict(beside.rows())
+        figures["shared_troubles"] = [asdict(one) for one in beside.troubles]
         holds = holds and beside.equality.holds
     write_json(arguments.json, figures)
     if report_of is None:

@@ -158,7 +158,11 @@ def shared_run(
         states=np.arange(n, dtype=np.uint64),
         source=np.arange(n) % 3,
         pending=np.arange(n) % 2,
-        degraded=np.zeros(n, np.bool_),
+        degraded=np.zeros(n, np.int64),
+        watermark_ms=np.full(n, start_ms),
+        asked_s=np.linspace(0.0, 0.4, n),
+        unanswered=np.zeros(0, np.int64),
+        unanswered_s=np.zeros(0),
         latency_us=np.linspace(40.0, 900.0, n),
         behind=np.array([0, 1_234, 77]),
         behind_at_ms=start_ms + 3_600_000 * np.arange(3),
@@ -167,7 +171,7 @@ def shared_run(
     )
     other, equal = elsewhere
     same = n - other
-    return SharedOutcome(answers, SharedEquality(n, same, same - wrong, equal), 9_000, 1.5)
+    return SharedOutcome(answers, SharedEquality(n, same, same - wrong, equal, 0), 9_000, 1.5)
 
 
 def test_a_shared_run_is_told_with_its_lag_latency_and_throughput() -> None:
