@@ -174,6 +174,9 @@ class SimulatedWorld:
             if what != "receive":
                 return
             kept = process.states, process.summaries, process.asked
+            for content in process.asked:
+                # It may have shown them to the scorer, though it has not answered.
+                self.answers.note_seen(process, content)
         self._depth += 1
         self.counts["pauses"] += 1
         try:

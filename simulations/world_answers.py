@@ -79,13 +79,13 @@ class Answers:
         """Check an answer to score number `number` of the process. Raises BrokenLaw."""
         if result.error is not None or result.score is None:
             self.counts["set aside"] += 1
-            self._note_seen(process, content, number)
+            self.note_seen(process, content)
             return
         is_degraded = "degraded" if result.degraded else "whole"
         self.counts[is_degraded] += 1
         self.counts[result.source or ""] += 1
         if result.degraded:
-            self._note_seen(process, content, number)
+            self.note_seen(process, content)
             return
         pending: tuple[bytes, ...] = ()
         if result.pending and decision is not None:
@@ -111,7 +111,7 @@ class Answers:
             self._check_vouched(process, key, read, state, step)
             served.append(state)
         self._checks.add(Checked(step, content, result.as_of, result.score, tuple(served)))
-        self._note_seen(process, content, number)
+        self.note_seen(process, content)
 
     def _with_pending(
         self,
@@ -172,8 +172,11 @@ class Answers:
             self._united[id(read), (b"",)] = read
         return found
 
-    def _note_seen(self, process: ScorerProcess, content: Content, number: int) -> None:
-        """What a state has shown is not pending for scores that begin from now on."""
+    def note_seen(self, process: ScorerProcess, content: Content) -> None:
+        """What a state has shown is not pending for scores that begin from now on.
+
+        If its node loses it after that, it comes back with the consumer, and not before.
+        """
         for key in content.states:
             held = process.observed.get(key or b"")
             if not held or key is None:
