@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -60,6 +61,8 @@ TopicName = Annotated[str, AfterValidator(_topic_name)]
 # The widest record that a specification may have (design: at most 48 bytes for `payments`), and
 # twice of it, for a segment is copied into a larger one while both exist.
 _BYTES_OF_A_GROWING_EVENT = 2 * 48
+# Messages that a journal has room for at least, so that one file in it is a part of it.
+_JOURNALLED = 16
 _KIB = 1024
 # What no machine that this runs on has, in bytes: a number above it is a slip, not a wish.
 _MOST_BYTES = 2**40
@@ -83,33 +86,36 @@ class _Group(BaseModel):
         return value
 
 
+def _folder(value: Any) -> Any:
+    """The path of a folder, where it can be one. Raises ValueError."""
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    if not text:
+        raise ValueError("must not be empty; without a folder, leave it out")
+    if "\0" in text or len(text.encode()) > _MOST_PATH_BYTES:
+        raise ValueError(f"must be a path of at most {_MOST_PATH_BYTES} bytes, none of them 0")
+    if text.startswith("~"):
+        # Only a shell knows whose home that is; a folder called ~ would be a surprise.
+        raise ValueError("~ stands for nothing here; must be the folder written in full")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_folder)]
+
+
 class StoreSettings(_Group):
     """What is kept of entities and payments, for how long, and where."""
 
     backend: Literal["memory", "redis"] = "memory"
     specification: str = Field(default="payments", min_length=1, max_length=_MOST_PATH_BYTES)
-    path: Path | None = None
+    path: Folder | None = None
     horizon_s: int = Field(default=86_400, ge=0, le=_YEAR_S)
     skew_s: int = Field(default=60, ge=0, le=86_400)
     max_entities: int = Field(default=2_000_000, ge=1, le=_MOST_ENTITIES)
     max_payments: int = Field(default=8_000_000, ge=1, le=2**32)
     max_events_per_entity: int = Field(default=16_384, ge=1, le=32_768)
     arena_bytes: int = Field(default=4 * _KIB**3, ge=4 * _KIB, le=_MOST_BYTES)
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _path_of_a_folder(cls, value: Any) -> Any:
-        if not isinstance(value, str | Path):
-            return value
-        text = str(value)
-        if not text:
-            raise ValueError("must not be empty; without a folder, leave it out")
-        if "\0" in text or len(text.encode()) > _MOST_PATH_BYTES:
-            raise ValueError(f"must be a path of at most {_MOST_PATH_BYTES} bytes, none of them 0")
-        if text.startswith("~"):
-            # Only a shell knows whose home that is; a folder called ~ would be a surprise.
-            raise ValueError("~ stands for nothing here; must be the folder written in full")
-        return value
 
 
 class CacheSettings(_Group):
@@ -186,6 +192,17 @@ class KafkaSettings(_Group):
                     f" {one.strip()!r} is not"
                 )
         return value
+
+
+class JournalSettings(_Group):
+    """What was observed and Kafka does not have yet, on the disk of the scorer."""
+
+    path: Folder | None = None
+    max_bytes: int = Field(default=_KIB**3, ge=4 * _KIB, le=_MOST_BYTES)
+    fsync_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    margin_s: float = Field(default=600.0, ge=0.0, le=_YEAR_S)
+    in_flight_bytes: int = Field(default=4 * _KIB**2, ge=256, le=_KIB**3)
+    send_per_s: int = Field(default=5_000, ge=1, le=1_000_000)
 
 
 class RedisSettings(_Group):
@@ -273,9 +290,22 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     replay: ReplaySettings = ReplaySettings()
     kafka: KafkaSettings = KafkaSettings()
+    journal: JournalSettings = JournalSettings()
     redis: RedisSettings = RedisSettings()
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
+
+    @property
+    def journal_path(self) -> Path | None:
+        """Where observed events wait for Kafka: journal.path, else below store.path; None: nowhere.
+
+        Nothing waits where nothing is produced.
+        """
+        if self.store.backend != "redis" or not self.kafka.produce:
+            return None
+        if self.journal.path is not None or self.store.path is None:
+            return self.journal.path
+        return self.store.path / "journal"
 
     @classmethod
     def settings_customise_sources(
@@ -299,12 +329,14 @@ class Settings(BaseSettings):
 
 def _relations(settings: Settings) -> list[tuple[bool, str]]:
     store, model, redis, kafka = settings.store, settings.model, settings.redis, settings.kafka
+    journal = settings.journal
     topics = (
         kafka.transactions_topic,
         kafka.labels_topic,
         kafka.decisions_topic,
         kafka.dead_letters_topic,
     )
+    journal_needed = _JOURNALLED * kafka.max_message_bytes
     arena_needed = _BYTES_OF_A_GROWING_EVENT * store.max_events_per_entity
     return [
         (
@@ -316,6 +348,16 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             store.arena_bytes >= arena_needed,
             f"store.arena_bytes = {store.arena_bytes} is below {arena_needed}, what one entity of"
             f" store.max_events_per_entity = {store.max_events_per_entity} events takes to grow",
+        ),
+        (
+            settings.journal_path is None or journal.margin_s < store.horizon_s,
+            f"journal.margin_s = {journal.margin_s} is not below store.horizon_s"
+            f" = {store.horizon_s}: the journal would take nothing",
+        ),
+        (
+            journal.max_bytes >= journal_needed,
+            f"journal.max_bytes = {journal.max_bytes} is below {journal_needed}, what"
+            f" {_JOURNALLED} messages of kafka.max_message_bytes = {kafka.max_message_bytes} take",
         ),
         (
             redis.heartbeat_s < redis.lease_s,

@@ -107,7 +107,15 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         self.close(_STOP_S)
 
-    def send(self, topic: str, key: bytes | None, value: bytes, *, done: Any = None) -> None:
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        *,
+        event_ms: int | None = None,
+        done: Any = None,
+    ) -> None:
         """Send a message of the scorer at the instant of the stream."""
         kafka = self._settings.kafka
         is_source = topic in (kafka.transactions_topic, kafka.labels_topic)

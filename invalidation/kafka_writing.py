@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 import kafka
@@ -18,6 +17,7 @@ import kafka.errors
 
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.kafka_connecting import connection, translated
 
 # Far above any outage: a producer whose delivery timed out never recovers.
@@ -26,16 +26,6 @@ _LINGER_MS: Final = 2
 _BATCH_BYTES: Final = 256 * 1024
 # Between two tries to connect.
 _AGAIN_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """Where a message came to stand in the log. arrival_ms: its stamp; -1 where that is ours."""
-
-    topic: str
-    partition: int
-    offset: int
-    arrival_ms: int
 
 
 class LogWriter:
@@ -86,12 +76,14 @@ class LogWriter:
         *,
         partition: int | None = None,
         stamp_ms: int | None = None,
+        event_ms: int | None = None,
         done: Callable[[Delivered | None], None] | None = None,
     ) -> None:
         """Hand a message over for sending; `done` is called with where it stands, None for never.
 
-        stamp_ms: its CreateTime, for historical topics. Raises Unavailable where the producer can
-        take no more within kafka.request_timeout_s.
+        stamp_ms: its CreateTime, for historical topics. event_ms: only a journal asks for it; here
+        the broker's stamp decides. Raises Unavailable where the producer can take no more within
+        kafka.request_timeout_s.
         """
         producer = self._producer
         if producer is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Protocol
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import BadFact, BadTransaction, SettingsError
@@ -19,41 +18,10 @@ from freshscore.features.packing import Packer
 from freshscore.features.record_making import RecordMaker, time_of
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.transaction import Transaction
+from freshscore.invalidation.delivery import Delivered, Writer
 from freshscore.invalidation.feed import Acceptance, check_distance, checked_label, known_ms_of
 from freshscore.invalidation.messages import encode_label, encode_transaction
 from freshscore.scoring.pending import PendingEvent, PendingEvents
-
-
-class Delivered(Protocol):
-    """Where a message came to stand; its stamp, ms, or below 0 where the broker gave none."""
-
-    @property
-    def arrival_ms(self) -> int:
-        """The stamp."""
-        ...
-
-
-class Writer(Protocol):
-    """What takes messages to the log (invalidation/kafka_writing.py)."""
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        *,
-        done: Callable[[Delivered | None], None] | None = None,
-    ) -> None:
-        """Hand over a message; `done` is called with where it stands, None for never."""
-        ...
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait until all is acknowledged. Raises Unavailable."""
-        ...
-
-    def close(self, timeout_s: float) -> None:
-        """Send what is left, for `timeout_s` at most."""
-        ...
 
 
 class SharedFeed:

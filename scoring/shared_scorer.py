@@ -34,6 +34,7 @@ from freshscore.features.state_layout import StateLayout, state_fingerprints
 from freshscore.features.store import StoreLimits
 from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
+from freshscore.invalidation.delivery import Writer
 from freshscore.invalidation.feed import Acceptance
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
@@ -52,7 +53,7 @@ from freshscore.scoring.result import DECISIONS, SOURCES, Result
 from freshscore.scoring.scorer import Scorer, check_deadline, set_aside, tier_limits
 from freshscore.scoring.seats import Seat, Seats, most_seats
 from freshscore.scoring.serving import ServableModel, Serving, with_model_score
-from freshscore.scoring.shared_feed import SharedFeed, Writer
+from freshscore.scoring.shared_feed import SharedFeed
 from freshscore.scoring.shared_rows import ROWS_AT_ONCE, TableStates
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import numpy as np
 
 from freshscore.config.errors import Unavailable
 from freshscore.features.memory import BYTES_AT
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.kafka_batches import Fetched
 from freshscore.invalidation.kafka_reading import LogReader
-from freshscore.invalidation.kafka_writing import Delivered
 from freshscore.invalidation.partitions import Partition
 from freshscore.simulations.world_chance import Chance
 
@@ -261,6 +261,7 @@ class SimulatedWriter:
         key: bytes | None,
         value: bytes,
         *,
+        event_ms: int | None = None,
         done: Callable[[Delivered | None], None] | None = None,
     ) -> None:
         """Take a message. Any partitioning is right, so chance decides."""

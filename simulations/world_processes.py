@@ -23,9 +23,9 @@ from freshscore.features.store import StoreLimits
 from freshscore.invalidation.batches import Batcher
 from freshscore.invalidation.consumer import Consumer, ConsumerParts
 from freshscore.invalidation.dead_letters import DeadLetters
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.feed import Acceptance
 from freshscore.invalidation.folding_lines import FoldingLines
-from freshscore.invalidation.kafka_writing import Delivered
 from freshscore.invalidation.label_lookups import LabelLookups
 from freshscore.invalidation.node_markers import NodeMarkers
 from freshscore.invalidation.publishing import Publisher

@@ -14,10 +14,11 @@ import pytest
 
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.kafka_admin import LogAdmin
 from freshscore.invalidation.kafka_batches import Fetched
 from freshscore.invalidation.kafka_reading import LogReader
-from freshscore.invalidation.kafka_writing import Delivered, LogWriter
+from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.partitions import Partition
 from tests.servers.kafka_broker import KafkaBroker
 

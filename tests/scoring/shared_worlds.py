@@ -23,9 +23,9 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.transaction import Transaction
+from freshscore.invalidation.delivery import Delivered
 from freshscore.scoring.leases import Lease
 from freshscore.scoring.serving import ServableModel
-from freshscore.scoring.shared_feed import Delivered
 from freshscore.scoring.shared_scorer import SharedScorer
 from freshscore.simulations.clock import VirtualClock
 from tests.laws.law_specifications import Scaled
@@ -33,13 +33,6 @@ from tests.laws.traffic import Traffic
 from tests.laws.worlds import MONDAY_MS, SECRET, Limits, World
 
 EPOCH = b"an epoch"
-
-
-@dataclass
-class Stood:
-    """Where a message came to stand."""
-
-    arrival_ms: int
 
 
 @dataclass
@@ -55,6 +48,7 @@ class HeldWriter:
         key: bytes | None,
         value: bytes,
         *,
+        event_ms: int | None = None,
         done: Callable[[Delivered | None], None] | None = None,
     ) -> None:
         self.sent.append((topic, key, value))
@@ -65,7 +59,7 @@ class HeldWriter:
         """Tell all senders where their messages stand; None: that they were lost."""
         waiting, self.waiting = self.waiting, []
         for done in waiting:
-            done(None if arrival_ms is None else Stood(arrival_ms))
+            done(None if arrival_ms is None else Delivered("", 0, 0, arrival_ms))
 
     def flush(self, timeout_s: float) -> None:
         """Everything is handed over at once."""
