@@ -6,7 +6,7 @@ the answer, by another thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from freshscore.config.clock import Clock
@@ -138,7 +138,8 @@ class RemoteLookup:
         """Keep what is still to be kept."""
         self._outbox.close(_CLOSING_S)
 
-    def _keep(self, one: tuple[bytes, bytes]) -> None:
+    def _keep(self, one: tuple[bytes, bytes], told: Callable[[bool], None]) -> None:
         started_s = self._clock.monotonic_s()
         self._keeper.keep(*one)
+        told(True)
         self._worth.note_keeping(self._clock.monotonic_s() - started_s)

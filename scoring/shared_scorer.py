@@ -138,7 +138,9 @@ class SharedScorer(Scorer):
             topic = settings.kafka.decisions_topic
             self._decisions = Outbox(
                 "decisions",
-                lambda record: writer.send(topic, None, record),
+                lambda record, told: writer.send(
+                    topic, None, record, done=lambda at: told(at is not None)
+                ),
                 settings.kafka.max_unsent_decisions,
                 keeps=True,
             )

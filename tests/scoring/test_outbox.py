@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -21,14 +21,20 @@ class _Log:
         self.is_there = True
         self.taken: list[int] = []
         self.refused = threading.Event()
+        # Whom it has not told yet; None where it tells at once.
+        self.held: list[Callable[[bool], None]] | None = None
 
-    def send(self, one: int) -> None:
+    def send(self, one: int, told: Callable[[bool], None]) -> None:
         if not self.is_there:
             self.refused.set()
             raise Unavailable("the log is away")
         if one < 0:
             raise ValueError("no message")
         self.taken.append(one)
+        if self.held is None:
+            told(True)
+        else:
+            self.held.append(told)
 
 
 @contextmanager
@@ -99,3 +105,26 @@ def test_closing_waits_for_nobody_who_is_away() -> None:
     box.close(_LIMIT_S)
     box.add(4)
     assert outbox_counts(box) == {"sent": 0, "lost": 4, "waiting": 0}
+
+
+def test_what_the_log_has_not_acknowledged_takes_room_and_is_waited_for() -> None:
+    """A client's own buffer has no bound."""
+    log = _Log()
+    log.held = []
+    with outbox_to(log, 10, keeps=True) as box:
+        for number in range(15):
+            box.add(number)
+        assert outbox_counts(box)["lost"] == 5
+        assert not box.flush(0.2)
+        assert log.taken == [*range(10)]
+        assert outbox_counts(box) == {"sent": 0, "lost": 5, "waiting": 10}
+        for told in log.held[:4]:
+            told(True)
+        log.held[4](False)
+        assert outbox_counts(box) == {"sent": 4, "lost": 6, "waiting": 5}
+        late, log.held = log.held[5:], None
+        box.add(20)
+        for told in late:
+            told(True)
+        assert box.flush(_LIMIT_S)
+        assert outbox_counts(box) == {"sent": 10, "lost": 6, "waiting": 0}

@@ -226,6 +226,7 @@ def test_decisions_beyond_the_buffer_are_lost_and_counted_and_no_score_waits(
     class Stuck(HeldWriter):
         def send(self, topic: str, *rest: Any, **more: Any) -> None:
             held.wait(20)
+            super().send(topic, *rest, **more)
 
     world = SharedWorld(
         redis_server.url,
