@@ -35,13 +35,13 @@ class JournalLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those of the settings; as many are told as events may be pending."""
+        """Those of the settings; all that may be pending are told, and as many labels."""
         journal = settings.journal
         return cls(
             max_bytes=journal.max_bytes,
             fsync_s=journal.fsync_s,
             most_age_ms=round(1000 * (settings.store.horizon_s - journal.margin_s)),
-            most_told=settings.redis.max_pending_events,
+            most_told=2 * settings.redis.max_pending_events,
             in_flight_bytes=journal.in_flight_bytes,
             send_per_s=journal.send_per_s,
         )

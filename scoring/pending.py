@@ -4,7 +4,8 @@ An event that was handed to Kafka comes back through Redis milliseconds later. U
 records stand here, and are united by identity with every state of its entities that is read, so
 overlap is harmless: only the oldest that are pending of an entity are looked for in its state. A
 record leaves when the state that was read contains it, when the broker's stamp shows that it will
-be refused, when it could not be sent, or at its limit, which is counted.
+be refused, when it could not be sent, or at its limit, which is counted. The limit in time begins
+with the log's acknowledgement: while Kafka is away, nobody else can know of what waits for it.
 Exchanges and sightings draw tickets from one sequence. A record that a state has shown is kept for
 the exchanges that drew theirs before that sighting, for what they brought may be older; it is
 forgotten when the last of them has ended. An exchange that draws its ticket later sees the record.
@@ -15,6 +16,7 @@ nothing that grows with their number but copying is done under the lock that all
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -40,18 +42,19 @@ class PendingEvent:
     """One event or fact that Redis has not shown yet.
 
     records: of each of its entities, by token, the record that its state will contain.
-    ends_s: when it is given up, on the monotonic clock.
+    ends_s: when it is given up, on the monotonic clock; infinite until the log has it.
     """
 
     records: dict[bytes, bytes]
-    ends_s: float
+    ends_s: float = math.inf
 
 
 class PendingEvents:
-    """What is on its way; bounded in number and in time, and safe in many threads.
+    """What is on its way; bounded in number, and in time once the log has it. Safe in many threads.
 
-    oldest_ticket: the lowest ticket of the exchanges that have begun and not ended; where there is
-    none, a number above all tickets.
+    pending_s: how long after the log's acknowledgement an event may be pending. oldest_ticket: the
+    lowest ticket of the exchanges that have begun and not ended; where there is none, a number
+    above all tickets.
     """
 
     def __init__(
@@ -66,9 +69,10 @@ class PendingEvents:
         self._lock = threading.Lock()
         # Of each entity its records by event, oldest first.
         self._by_token: dict[bytes, dict[PendingEvent, bytes]] = {}
-        # Oldest first, for all live equally long; the first is found at once, even behind many
-        # that have left.
+        # Oldest first; the first is found at once, even behind many that have left.
         self._by_age: OrderedDict[PendingEvent, None] = OrderedDict()
+        # Those that the log has, in the order in which they end.
+        self._ending: OrderedDict[PendingEvent, None] = OrderedDict()
         # What a state has shown, for exchanges that began before: of each entity the record and the
         # ticket of the sighting; and all of them in the order of those.
         self._shown: dict[bytes, dict[PendingEvent, tuple[int, bytes]]] = {}
@@ -95,7 +99,7 @@ class PendingEvents:
 
         One event or one fact: a state that holds several has them in an order of its own.
         """
-        event = PendingEvent(records, self._clock.monotonic_s() + self._pending_s)
+        event = PendingEvent(records)
         with self._lock:
             self._counts["sent"] += 1
             self._drop_old()
@@ -108,6 +112,13 @@ class PendingEvents:
             for token, record in records.items():
                 self._by_token.setdefault(token, {})[event] = record
         return event
+
+    def acknowledged(self, event: PendingEvent) -> None:
+        """The log has `event`: the time begins within which a state must show it."""
+        with self._lock:
+            if event in self._by_age and event not in self._ending:
+                event.ends_s = self._clock.monotonic_s() + self._pending_s
+                self._ending[event] = None
 
     def give_up(self, event: PendingEvent, why: str) -> None:
         """Count `event` no longer: it was "refused" or "not sent"."""
@@ -202,7 +213,7 @@ class PendingEvents:
     def _drop_old(self) -> None:
         now_s = self._clock.monotonic_s()
         for _ in range(_MOST_DROPPED):
-            event = next(iter(self._by_age), None)
+            event = next(iter(self._ending), None)
             if event is None or event.ends_s > now_s:
                 return
             self._leave(event, "timed out")
@@ -211,6 +222,7 @@ class PendingEvents:
         if event not in self._by_age:
             return
         del self._by_age[event]
+        self._ending.pop(event, None)
         self._counts[why] += 1
         for token in event.records:
             self._forget(event, token)

@@ -1,7 +1,8 @@
 """Observing and labelling where events flow through Kafka: messages out, and what is pending.
 
 The log decides on acceptance, by the stamp that its broker gives; the acknowledgement brings that
-stamp, so an event that will be refused is no longer counted here either.
+stamp, so an event that will be refused is no longer counted here either. While Kafka is away what
+was observed waits in the journal, if there is one, and counts here all the time.
 Rule: identifiers leave as keyed hashes only; nothing is pending that was not handed to the log.
 """
 
@@ -56,7 +57,10 @@ class SharedFeed:
             return dict(self._counts)
 
     def observe(self, transaction: Transaction, row: bytes, has_arrival: bool) -> None:
-        """Send the event in `row`. Raises SettingsError, BadTransaction, Unavailable."""
+        """Send the event in `row`.
+
+        Raises SettingsError, BadTransaction, and, where it is not taken, Unavailable, Backpressure.
+        """
         writer = self._checked_writer()
         if has_arrival:
             raise BadTransaction(
@@ -72,7 +76,8 @@ class SharedFeed:
             self._acknowledged(event, time_ms, at)
 
         try:
-            writer.send(self._settings.transactions_topic, self._key(row), value, done=done)
+            topic = self._settings.transactions_topic
+            writer.send(topic, self._key(row), value, event_ms=time_ms, done=done)
         except BaseException:
             self._pending.give_up(event, "not sent")
             self._count("not sent")
@@ -87,7 +92,7 @@ class SharedFeed:
         entities: Mapping[str, str] | None,
         time: datetime | int | None,
     ) -> None:
-        """Send facts of one payment. Raises SettingsError, BadFact, Unavailable."""
+        """Send facts of one payment. Raises SettingsError, BadFact, Unavailable, Backpressure."""
         writer = self._checked_writer()
         packer = self._packer
         numbers, row = checked_label(packer, transaction_id, flags, entities, time)
@@ -116,7 +121,8 @@ class SharedFeed:
             elif not looked_up and at.arrival_ms >= 0:
                 known = max(sent_ms, known_ms or sent_ms, at.arrival_ms)
                 for name, value in flags.items():
-                    self._pending.add(self._fact(row, numbers[name], value, known, sent_ms))
+                    fact = self._pending.add(self._fact(row, numbers[name], value, known, sent_ms))
+                    self._pending.acknowledged(fact)
 
         try:
             writer.send(self._settings.labels_topic, self._key(row), value, done=done)
@@ -153,6 +159,8 @@ class SharedFeed:
         ):
             self._pending.give_up(event, "refused")
             self._count("late" if time_ms < at.arrival_ms else "early")
+        else:
+            self._pending.acknowledged(event)
 
     def _fact(
         self, row: bytes, fact: int, value: bool, known_ms: int, sent_ms: int

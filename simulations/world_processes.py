@@ -7,6 +7,7 @@ Rule: what runs here is what runs in production; only doors, clock, waits and ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -226,19 +227,17 @@ class SimulatedScorer(SharedScorer):
 class Observed:
     """One event or fact that a scorer handed to the log, as its state will hold it.
 
-    records: by the key of each state. ends_s: when it is given up, on the monotonic clock. since:
-    the number of the first score that must count it; until_ms: when it is too late to be accepted.
-    is_void: it was not sent, or is refused. seen_at: by key the number of the last score that had
-    begun when one read it there.
+    records: by the key of each state. ends_s: when it is given up, on the monotonic clock; infinite
+    until the log has it. since: the number of the first score that must count it; until_ms: when it
+    is too late to be accepted. is_void: it was not sent, or is refused. seen_at: by key the number
+    of the last score that had begun when one read it there.
     """
 
     __slots__ = ("ends_s", "is_void", "records", "seen_at", "since", "until_ms")
 
-    def __init__(
-        self, records: Mapping[bytes, bytes], ends_s: float, since: int, until_ms: int
-    ) -> None:
+    def __init__(self, records: Mapping[bytes, bytes], since: int, until_ms: int) -> None:
         self.records = dict(records)
-        self.ends_s = ends_s
+        self.ends_s = math.inf
         self.since = since
         self.until_ms = until_ms
         self.is_void = False
@@ -303,6 +302,7 @@ class ScorerProcess(Process):
         told = sent.done
 
         def done(at: Delivered | None) -> None:
+            one.ends_s = self.clock.monotonic_s() + self.pending_s
             one.is_void = at is None or self.truth.refusal(content, at.arrival_ms) is not None
             if told is not None:
                 told(at)
@@ -325,15 +325,16 @@ class ScorerProcess(Process):
                 # From now on it is pending, for only now it is known since when it is known.
                 fact = Fact(content.number, 0, value, sent_ms, max(sent_ms, at.arrival_ms))
                 records = self.truth.fact_records(self.truth.fact(fact))
-                self._keep(self._observed(records, _EVER_MS))
+                one = self._observed(records, _EVER_MS)
+                one.ends_s = self.clock.monotonic_s() + self.pending_s
+                self._keep(one)
             if told is not None:
                 told(at)
 
         sent.done = done
 
     def _observed(self, records: Mapping[bytes, bytes], until_ms: int) -> Observed:
-        ends_s = self.clock.monotonic_s() + self.pending_s
-        return Observed(records, ends_s, self.n_scores + 1, until_ms)
+        return Observed(records, self.n_scores + 1, until_ms)
 
     def _keep(self, one: Observed) -> None:
         for key in one.records:

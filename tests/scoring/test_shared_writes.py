@@ -652,11 +652,36 @@ def test_what_is_looked_for_in_a_state_is_bounded() -> None:
     assert pending.counts["seen"] == 199
 
 
+def test_what_the_log_does_not_have_is_pending_until_it_has_it() -> None:
+    """However long Kafka is away; the limit in time begins then, that in number holds always."""
+    clock = VirtualClock(MONDAY_MS)
+    pending = PendingEvents(3, 60.0, clock, lambda: NO_TICKET)
+    events = [pending.add({bytes([number]) * 16: bytes(16)}) for number in range(3)]
+    clock.move_to(MONDAY_MS + DAY_MS)
+    pending.acknowledged(events[1])
+    pending.united([], [], pending.ticket())
+    assert len(pending) == 3
+    clock.move_to(MONDAY_MS + DAY_MS + 30_000)
+    # Told twice, it does not begin again.
+    pending.acknowledged(events[1])
+    pending.acknowledged(events[0])
+    clock.move_to(MONDAY_MS + DAY_MS + 61_000)
+    pending.united([], [], pending.ticket())
+    assert len(pending) == 2
+    for _ in range(3):
+        pending.add({bytes(16): bytes(16)})
+    assert len(pending) == 3
+    assert pending.counts["no room"] == 2
+    # What has left is told of no more.
+    pending.acknowledged(events[0])
+    assert not pending._ending
+
+
 def test_what_ends_at_once_is_dropped_over_several_calls() -> None:
     clock = VirtualClock(MONDAY_MS)
     pending = PendingEvents(10_000, 60.0, clock, lambda: NO_TICKET)
     for number in range(1_000):
-        pending.add({bytes(16): struct.pack("<Q", number)})
+        pending.acknowledged(pending.add({bytes(16): struct.pack("<Q", number)}))
     clock.move_to(MONDAY_MS + 61_000)
     lengths = []
     while pending:
