@@ -1,7 +1,7 @@
 """Putting a shared scorer together from the settings, with its servers and its lease.
 
 Rule: what would make answers wrong later (a secret that nobody else has, a Redis that evicts, a
-model of other features) is refused before the first score.
+model of other features) is refused before the first score; so is a journal that takes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from freshscore.config.clock import SystemClock
+from freshscore.config.errors import SettingsError
 from freshscore.config.secret import random_seed, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features.near_states import NearStates
@@ -22,6 +23,8 @@ from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.control import Control
 from freshscore.invalidation.deployment import check_key
 from freshscore.invalidation.following import Follower
+from freshscore.invalidation.journal_limits import JournalLimits
+from freshscore.invalidation.journalled_log import JournalledLog
 from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.scoring.leases import LeaseKeeper
 from freshscore.scoring.near_reading import NearReading
@@ -46,6 +49,7 @@ def open_shared(
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         check_key(nodes, names, keys.key_id)
+        writer, journal = _log(settings, keys.key_id)
     except BaseException:
         nodes.close()
         raise
@@ -55,8 +59,8 @@ def open_shared(
         chosen,
         program,
         keys,
-        # While Kafka is away scores go on.
-        writer=LogWriter(settings.kafka, wait=False),
+        writer=writer,
+        journal=journal,
         # A bare callable has no version of its own, under which others could know its scores.
         shares_scores=chosen is model or model is None,
     )
@@ -76,3 +80,15 @@ def open_shared(
     keeper.start()
     scorer.take_lease(keeper)
     return scorer
+
+
+def _log(settings: Settings, key_id: str) -> tuple[LogWriter, JournalledLog | None]:
+    """What takes decisions to Kafka, whether it is there or not, and what takes events."""
+    writer, folder = LogWriter(settings.kafka, wait=False), settings.journal_path
+    if folder is None:
+        return writer, None
+    try:
+        return writer, JournalledLog.open(folder, key_id, JournalLimits.of(settings), writer)
+    except SettingsError:
+        writer.close(0.0)
+        raise

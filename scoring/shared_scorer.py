@@ -36,6 +36,7 @@ from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.delivery import Writer
 from freshscore.invalidation.feed import Acceptance
+from freshscore.invalidation.journalled_log import JournalledLog
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
 from freshscore.scoring.carrying_out import carry_out
@@ -73,8 +74,8 @@ _TIMED: Final = 13
 class SharedScorer(Scorer):
     """Scores transactions on states in Redis; made by `Scorer.open` for `store.backend = "redis"`.
 
-    writer: takes events and decisions to the log; None sends neither. lease: None where nobody
-    invalidates, as in a test.
+    writer: takes events and decisions to the log; None sends neither. journal: takes the events in
+    its place, and closes it. lease: None where nobody invalidates, as in a test.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class SharedScorer(Scorer):
         keys: Keys,
         *,
         writer: Writer | None = None,
+        journal: JournalledLog | None = None,
         lease: Lease | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
@@ -124,9 +126,10 @@ class SharedScorer(Scorer):
             self._clock,
             redis.timeout_ms / 1000.0,
         )
-        producer = writer if settings.kafka.produce else None
+        self._writer = writer
+        self._journal = journal
         self._shared_feed = SharedFeed(
-            producer,
+            (journal or writer) if settings.kafka.produce else None,
             settings.kafka,
             serving.packer,
             Acceptance.of(store),
@@ -208,8 +211,10 @@ class SharedScorer(Scorer):
     ) -> None:
         """Send `tx` to the log, and count it here from now on; consumers bring it to all others.
 
-        Raises BadTransaction (also for an `arrival`: the log gives it), SettingsError where
-        kafka.produce is false, Unavailable, Closed.
+        While Kafka is away it waits in the journal (docs/shared.md). Raises BadTransaction (also
+        for an `arrival`: the log gives it), SettingsError where kafka.produce is false, Closed;
+        Backpressure where the journal is full, or what waits in it comes too late; Unavailable
+        where the disk fails, or there is neither a journal nor Kafka.
         """
         serving = self._open_serving()
         transaction = Transaction.of(tx)
@@ -229,7 +234,7 @@ class SharedScorer(Scorer):
 
         known_at: by default the instant at which it arrives there, and never before that. entities
         and time: the payment's own, or neither, if the label index knows it. Raises BadFact,
-        SettingsError where kafka.produce is false, Unavailable, Closed.
+        SettingsError where kafka.produce is false, Backpressure, Unavailable, Closed.
         """
         self._open_serving()
         self._shared_feed.label(transaction_id, flags, known_at, entities, time)
@@ -237,7 +242,8 @@ class SharedScorer(Scorer):
     def flush(self, timeout_s: float) -> None:
         """Wait until the log has what was observed, labelled and decided.
 
-        timeout_s: above 0 and finite, else ValueError is raised. Raises Unavailable after it.
+        timeout_s: above 0 and finite, else ValueError is raised. Raises Unavailable after it; what
+        is in the journal by then is sent when Kafka is back.
         """
         self._open_serving()
         if not 0.0 < timeout_s < math.inf:
@@ -270,6 +276,8 @@ class SharedScorer(Scorer):
             found["remote_scores"] = self._remote.counts
         if states.near is not None:
             found["near"] = states.near.counts
+        if self._journal is not None:
+            found["journal"] = self._journal.counts
         return found
 
     def take_lease(self, lease: Lease) -> None:
@@ -459,6 +467,9 @@ class SharedScorer(Scorer):
         if self._remote is not None:
             self._remote.close()
         self._shared_feed.close(_CLOSING_S)
+        if self._writer is not None:
+            # Where nothing is produced, decisions are sent all the same.
+            self._writer.close(_CLOSING_S)
         self._nodes.close()
 
     def _abandon_state(self) -> None:

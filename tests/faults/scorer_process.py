@@ -2,7 +2,8 @@
 
 Each payment is scored, then observed, and some are labelled. What is about to be sent is first
 written to a file of the test's own, with its identifiers, for nobody else could tell what hashed
-messages mean; what the scorer says of itself goes to its log, which is searched for identifiers.
+messages mean, and what became of it to another beside that; what the scorer says of itself goes to
+its log, which is searched for identifiers.
 Rule: trouble with a server is counted and never ends it; anything else does, with its traceback.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.clock import SystemClock
-from freshscore.config.errors import DeadlineExceeded, Unavailable
+from freshscore.config.errors import Backpressure, DeadlineExceeded, Unavailable
 from freshscore.features.transaction import Transaction
 from freshscore.scoring.callable_model import CallableModel
 from freshscore.scoring.model_file import CohortThresholds
@@ -66,6 +67,7 @@ def run(order: Mapping[str, Any]) -> int:
     counted = Counter[str]()
     with (
         Path(order["told"]).open("a", encoding="utf-8") as told,
+        answers_of(Path(order["told"])).open("a", encoding="utf-8") as answered,
         Scorer.open("shared", settings=order["settings"], model=model()) as scorer,
     ):
         print(BEGUN, flush=True)
@@ -73,7 +75,7 @@ def run(order: Mapping[str, Any]) -> int:
             # The requests of the checks at the end have the numbers below a million.
             number = 1_000_000 * (1 + order["number"]) + counted["payments"]
             counted["payments"] += 1
-            _one(scorer, stream, number, told, counted)
+            _one(scorer, stream, number, told, answered, counted)
             if counted["payments"] % _SAID_EVERY == 0:
                 print(json.dumps(scorer.stats()), flush=True)
         scorer.flush(_FLUSHED_S)
@@ -81,11 +83,21 @@ def run(order: Mapping[str, Any]) -> int:
     return 0
 
 
-def _one(scorer: Scorer, stream: Stream, number: int, told: TextIO, counted: Counter[str]) -> None:
-    content = stream.content(number, SystemClock().now_ms())
+def _one(
+    scorer: Scorer,
+    stream: Stream,
+    number: int,
+    told: TextIO,
+    answered: TextIO,
+    counted: Counter[str],
+) -> None:
+    clock = SystemClock()
+    content = stream.content(number, clock.now_ms())
     told.write(json.dumps(content) + "\n")
     told.flush()
     payment = Transaction.of(content)
+    answer: dict[str, Any] = {"transaction_id": payment.transaction_id, "is_observed": False}
+    started_s = clock.monotonic_s()
     try:
         result = scorer.score(payment, deadline_ms=_DEADLINE_MS)
         counted["scored"] += 1
@@ -93,17 +105,29 @@ def _one(scorer: Scorer, stream: Stream, number: int, told: TextIO, counted: Cou
             print(repr(result), repr(payment), flush=True)
     except (Unavailable, DeadlineExceeded) as problem:
         counted["not scored"] += 1
+        answer["problem"] = str(problem)
         print(repr(problem), flush=True)
+    scored_s = clock.monotonic_s()
     try:
         scorer.observe(payment)
+        answer["is_observed"] = True
         counted["observed"] += 1
         if stream.chance.random() < 0.2 and payment.entities.keys() & {"card", "merchant"}:
             about = {"entities": content["entities"], "time": content["time"]}
             scorer.label(content["transaction_id"], fraud=True, **about)
             counted["labelled"] += 1
-    except Unavailable as problem:
+    except (Unavailable, Backpressure) as problem:
         counted["not sent"] += 1
         print(repr(problem), flush=True)
+    answer["score_ms"] = 1_000 * (scored_s - started_s)
+    answer["observe_ms"] = 1_000 * (clock.monotonic_s() - scored_s)
+    answered.write(json.dumps(answer) + "\n")
+    answered.flush()
+
+
+def answers_of(told: Path) -> Path:
+    """Where a scorer says what became of the payments in `told`."""
+    return told.with_name(f"{told.name}-answered")
 
 
 def said_at_the_end(log: Path) -> dict[str, Any]:

@@ -24,9 +24,11 @@ from freshscore.config.errors import (
     SettingsError,
     Unavailable,
 )
+from freshscore.config.loading import load_settings
 from freshscore.invalidation import journal as journal_module
 from freshscore.invalidation import journal_segments
 from freshscore.invalidation.journal import Journal
+from freshscore.invalidation.journal_limits import JournalLimits
 from freshscore.invalidation.journal_records import HEADER_BYTES
 from freshscore.invalidation.journal_times import WaitingTimes
 from freshscore.invalidation.journalled_log import JournalledLog
@@ -656,3 +658,36 @@ def test_what_is_acknowledged_is_not_sent_by_the_next_process(tmp_path: Path) ->
     again.append(b"last")
     again.die()
     assert World(tmp_path).sent_and_acknowledged() == [b"last"]
+
+
+def test_the_limits_are_those_of_the_settings() -> None:
+    limits = JournalLimits.of(load_settings("tiny"))
+    assert limits == JournalLimits(
+        max_bytes=4_096,
+        fsync_s=0.05,
+        most_age_ms=10_000,
+        most_told=8,
+        in_flight_bytes=256,
+        send_per_s=10,
+    )
+    assert limits.segment_bytes == 4_096
+
+
+def test_where_the_journal_lies() -> None:
+    """Where nothing is produced, or is to be kept anywhere, there is none."""
+    shared = {"store.backend": "redis"}
+    cases: list[tuple[dict[str, Any], Path | None]] = [
+        ({}, None),
+        ({"store.path": "a"}, Path("a/journal")),
+        ({"journal.path": "b"}, Path("b")),
+        ({"store.path": "a", "journal.path": "b"}, Path("b")),
+        ({"journal.path": "b", "kafka.produce": False}, None),
+        ({"journal.path": "b", "store.backend": "memory"}, None),
+    ]
+    for further, path in cases:
+        assert load_settings(settings=shared | further).journal_path == path
+    with pytest.raises(SettingsError, match="the journal would take nothing"):
+        load_settings(settings=shared | {"journal.path": "b", "store.horizon_s": 600})
+    assert load_settings(settings=shared | {"store.horizon_s": 600}).journal_path is None
+    with pytest.raises(SettingsError, match=r"journal\.max_bytes = 4096 is below 1048576"):
+        load_settings(settings={"journal.max_bytes": 4_096})

@@ -8,11 +8,21 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from freshscore.config.errors import Backpressure
+from freshscore.invalidation.journal_records import Placed
+from freshscore.invalidation.journal_segments import Segment
+from freshscore.invalidation.journal_sending import JournalSender
 from tests.invalidation.journal_worlds import NOW_MS, ROOMY, World
 
 _LIMITS = replace(ROOMY, max_bytes=24 * 1024, in_flight_bytes=4_096, send_per_s=5)
@@ -153,3 +163,26 @@ class JournalLaws(RuleBasedStateMachine):
 
 TestJournal = JournalLaws.TestCase
 TestJournal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_sender_that_trusts_its_client_is_found() -> None:
+    """The canary: a message that leaves when it is handed over, not when the log has it."""
+    hand_over = JournalSender._hand_over
+
+    def trusting(sender: JournalSender, segment: Segment, one: Placed) -> None:
+        hand_over(sender, segment, one)
+        segment.acknowledged(one.at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JournalSender, "_hand_over", trusting)
+        with pytest.raises(AssertionError):
+            run_state_machine_as_test(
+                JournalLaws,
+                settings=settings(
+                    max_examples=200,
+                    stateful_step_count=40,
+                    deadline=None,
+                    derandomize=True,
+                    phases=[Phase.generate],
+                ),
+            )
