@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.bench import (  # noqa: E402  # the path is above
     consumer_figures,
     history_figures,
+    journal_figures,
     large_states,
     message_figures,
     redis_figures,
@@ -58,6 +59,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "redis_index": redis_figures.label_index,
         "redis_exchange": redis_figures.exchange,
         "large": large_states.large,
+        "journal": lambda: journal_figures.observing(bench),
         **shared_figures.parts(),
         **consumer_figures.parts(bench),
     }
