@@ -20,7 +20,7 @@ from freshscore.config.secret import Secret
 from freshscore.features.layout import NO_PLACE, place
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.program import Program, static_conditions
-from freshscore.features.row import make_row, row_words
+from freshscore.features.row import KEY_CONTENT, digest_content, make_row, row_words
 from freshscore.features.transaction import KIND_CODES, Transaction, shown_name
 
 if TYPE_CHECKING:
@@ -118,6 +118,13 @@ class Packer:
         # In one piece: two threads may pack one transaction for two scorers.
         transaction.packed = (self, row)
         return row
+
+    def with_content(self, row: bytes | bytearray) -> bytes:
+        """`row` with the digest of its content, after hashes were put into it."""
+        made = bytearray(row)
+        at = address_of(np.frombuffer(made, np.uint8))
+        digest_content(at, at + len(made), self._keys_at + KEY_CONTENT)
+        return bytes(made)
 
     def _raw(self, transaction: Transaction) -> bytes:
         tx = transaction

@@ -43,6 +43,7 @@ COMMANDS: dict[str, str] = {
     "models show": "what a model is, was made from, and where its thresholds lie",
     "replay": "a file through the production scorer: what re-use of scores gives, and its proof",
     "score": "score a file of payments, or one transaction",
+    "shadow": "score every payment of the topic with nothing in its path; decisions are marked",
     "settings show": "every setting, its value and where that came from",
     "settings reference": "the reference file: every setting with its default, unit and reason",
     "topics check": "whether the topics keep what states are rebuilt from; --create makes them",

@@ -39,11 +39,7 @@ for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
 end
 """
 
-_RENEW: Final = (
-    _LIVE
-    + """
-redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
+_TELL: Final = """
 local generation = tonumber(redis.call('GET', KEYS[1]) or '0')
 local missed = generation - tonumber(ARGV[3])
 if missed == 0 then
@@ -57,6 +53,13 @@ local told = redis.call('LRANGE', KEYS[2], -missed, -1)
 table.insert(told, 1, generation)
 return told
 """
+_RENEW: Final = (
+    _LIVE
+    + """
+redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
+"""
+    + _TELL
 )
 
 _INVALIDATE: Final = (
@@ -120,8 +123,7 @@ class Control:
 
     def renew(self, scorer: str, lease_ms: int, seen: int) -> Renewal:
         """Renew the lease of `scorer`, which has carried out what was told up to number `seen`."""
-        answer = self._run(_RENEW, scorer, lease_ms, seen)
-        return Renewal(int(answer[0]), tuple(_invalidation(one) for one in answer[1:]))
+        return _renewal(self._run(_RENEW, scorer, lease_ms, seen))
 
     def release(self, scorer: str) -> None:
         """Give a lease back: nobody needs to wait for this scorer."""
@@ -143,6 +145,21 @@ class Control:
     def _run(self, script: str, *arguments: str | int) -> list[bytes]:
         answer: list[bytes] = self._nodes.run_script(script, self._keys, arguments)
         return answer
+
+
+class ListeningControl(Control):
+    """The same for who hears what is told, and is waited for by nobody: it writes nothing."""
+
+    def renew(self, scorer: str, lease_ms: int, seen: int) -> Renewal:
+        """What was told since number `seen`."""
+        return _renewal(self._run(_TELL, scorer, lease_ms, seen))
+
+    def release(self, scorer: str) -> None:
+        """Nothing: no lease is held."""
+
+
+def _renewal(answer: list[bytes]) -> Renewal:
+    return Renewal(int(answer[0]), tuple(_invalidation(one) for one in answer[1:]))
 
 
 def _invalidation(line: bytes) -> Invalidation:

@@ -134,6 +134,28 @@ class MessageReader:
             self._put_hashes(row, given["transaction_id"], entities)
         return bytes(row)
 
+    def payment(self, value: bytes | None, packer: Packer) -> Transaction:
+        """The payment in `value`, to be scored: it keeps the row that `packer` makes of it.
+
+        Of a message with hashed identifiers the transaction has those hashes in its row alone.
+        Raises MessageRefused.
+        """
+        given = self._given(value, self._transactions)
+        hashed = self._is_hashed(given)
+        entities = _mapping(given.get("entities"), "entities")
+        if hashed:
+            given["entities"] = {}
+        try:
+            transaction = Transaction.of(given)
+            made = packer.row(transaction)
+        except BadTransaction as problem:
+            _refuse(problem)
+        if hashed:
+            row = bytearray(made)
+            self._put_hashes(row, given["transaction_id"], entities)
+            transaction.packed = (packer, packer.with_content(row))
+        return transaction
+
     def label(self, value: bytes | None, arrival_ms: int) -> ReadLabel:
         """The label in `value`; or MessageRefused."""
         given = self._given(value, self._labels)

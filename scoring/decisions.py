@@ -4,6 +4,7 @@ A record is packed when the score is given, and handed to an outbox (scoring/out
 is full the audit loses decisions, counted, and no score waits. A record is:
 
     head      version, degraded bits, lengths of what follows, times: see _HEAD, little-endian
+    message   that a shadow answered, where it stands: see _MESSAGE
     version   of the model, UTF-8
     versions  of the states of the specification's entities, 16 bytes each, as the Result has them
     row       of the request (features/row.py): keyed hashes, amounts, fields; no identifier
@@ -27,15 +28,23 @@ from freshscore.features import row as r
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
 
-VERSION: Final = 1
+VERSION: Final = 2
 # Layout, source, decision, degraded; bytes of model version and row, entities, summaries, pending;
 # score, as_of, valid until; the feature-aggregate hash.
 _HEAD: Final = struct.Struct("<4B5Idqq16s")
+# Partition and offset.
+_MESSAGE: Final = struct.Struct("<iq")
+_NO_MESSAGE: Final = (-1, -1)
 _LENGTH: Final = struct.Struct("<I")
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """One decision as the auditor reads it; the fields are those of the module's description."""
+    """One decision as the auditor reads it; the fields are those of the module's description.
+
+    message: partition and offset, in the topic of transactions, of the message that a shadow
+    answered; None for an answer that somebody asked for. A shadow that begins again may answer a
+    message twice: both decisions name the same one.
+    """
 
     model_version: str
     score: float
@@ -49,6 +58,12 @@ class Decision(msgspec.Struct, frozen=True):
     row: bytes
     progress: tuple[bytes, ...]
     pending: tuple[bytes, ...]
+    message: tuple[int, int] | None
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether nobody acted on it: `freshscore shadow` gave it."""
+        return self.message is not None
 
     @property
     def transaction(self) -> bytes:
@@ -83,7 +98,14 @@ def packed(
     )
     summaries = [part for one in progress for part in (_LENGTH.pack(len(one)), one)]
     versions = out[c.OUT_VERSIONS : c.OUT_VERSIONS + 16 * n_entities]
-    return b"".join((head, model_version, versions, row, *summaries, *pending))
+    message = _MESSAGE.pack(*_NO_MESSAGE)
+    return b"".join((head, message, model_version, versions, row, *summaries, *pending))
+
+
+def as_shadow(record: bytes, partition: int, offset: int) -> bytes:
+    """`record`, marked as a shadow's answer to the message there."""
+    message = _MESSAGE.pack(partition, offset)
+    return b"".join((record[: _HEAD.size], message, record[_HEAD.size + len(message) :]))
 
 
 def unpacked(record: bytes) -> Decision:
@@ -102,10 +124,11 @@ def _unpacked(record: bytes) -> Decision:
     if version != VERSION:
         raise ValueError(f"version {version}")
     least = n_model + 16 * n_entities + n_row + _LENGTH.size * n_progress + 8 * n_pending
-    if _HEAD.size + least > len(record):
+    at = _HEAD.size + _MESSAGE.size
+    if at + least > len(record):
         # Before anything is made of these numbers: a damaged one may be four billion.
         raise ValueError("its lengths do not add up")
-    at = _HEAD.size
+    message = _MESSAGE.unpack_from(record, _HEAD.size)
     model, at = record[at : at + n_model], at + n_model
     versions = tuple(record[at + 16 * e : at + 16 * e + 16] for e in range(n_entities))
     at += 16 * n_entities
@@ -132,4 +155,5 @@ def _unpacked(record: bytes) -> Decision:
         row=row,
         progress=tuple(progress),
         pending=pending,
+        message=None if message == _NO_MESSAGE else message,
     )

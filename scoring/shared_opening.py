@@ -20,7 +20,7 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
-from freshscore.invalidation.control import Control
+from freshscore.invalidation.control import Control, ListeningControl
 from freshscore.invalidation.deployment import check_key
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.journal_limits import JournalLimits
@@ -34,11 +34,15 @@ from freshscore.scoring.shared_scorer import SharedScorer
 
 
 def open_shared(
-    settings: Settings, model: ServableModel | Callable[..., Any] | None
+    settings: Settings,
+    model: ServableModel | Callable[..., Any] | None,
+    *,
+    shadow: Callable[[bytes], None] | None = None,
 ) -> SharedScorer:
     """The scorer that the settings name.
 
-    Raises SettingsError, Unavailable, WrongSecret, NoModel, ModelMismatch.
+    shadow: takes the records of its decisions; then it writes nothing anywhere, and nobody waits
+    for its lease. Raises SettingsError, Unavailable, WrongSecret, NoModel, ModelMismatch.
     """
     specification = FeatureSpecification.named(settings.store.specification)
     secret = shared_secret(settings.store.path)
@@ -49,7 +53,8 @@ def open_shared(
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         check_key(nodes, names, keys.key_id)
-        writer, journal = _log(settings, keys.key_id)
+        # While Kafka is away scores go on; a shadow's decisions go their own way.
+        writer, journal = (None, None) if shadow else _log(settings, keys.key_id)
     except BaseException:
         nodes.close()
         raise
@@ -62,8 +67,10 @@ def open_shared(
         writer=writer,
         journal=journal,
         # A bare callable has no version of its own, under which others could know its scores.
-        shares_scores=chosen is model or model is None,
+        shares_scores=shadow is None and (chosen is model or model is None),
     )
+    if shadow is not None:
+        scorer.take_decide(shadow)
     if settings.redis.near and not scorer.asks_for_scores:
         near = NearStates(scorer.layouts, settings.redis.near_max_bytes)
         heartbeat_s = settings.redis.heartbeat_s
@@ -71,7 +78,7 @@ def open_shared(
         scorer.take_near(NearReading(near, follower, SystemClock()))
         follower.start()
     keeper = LeaseKeeper(
-        Control(nodes, settings.redis.namespace),
+        (Control if shadow is None else ListeningControl)(nodes, settings.redis.namespace),
         f"{random_seed():016x}",
         settings.redis.lease_s,
         settings.redis.heartbeat_s,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ from freshscore.config.errors import (
 from freshscore.config.secret import random_seed
 from freshscore.config.settings import Settings
 from freshscore.features.memory import BYTES_AT
-from freshscore.features.packing import Keys
+from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program
 from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_keys import RedisKeys
@@ -137,6 +137,7 @@ class SharedScorer(Scorer):
             self._clock,
         )
         self._decisions: Outbox[bytes] | None = None
+        self._decide: Callable[[bytes], None] | None = None
         if writer is not None:
             topic = settings.kafka.decisions_topic
             self._decisions = Outbox(
@@ -147,6 +148,7 @@ class SharedScorer(Scorer):
                 settings.kafka.max_unsent_decisions,
                 keeps=True,
             )
+            self._decide = self._decisions.add
         self._version_bytes = serving.version.encode()
         self._counting = threading.Lock()
         self._n_unavailable = 0
@@ -284,6 +286,15 @@ class SharedScorer(Scorer):
         """From now on serve from the cache as `lease` allows; it is given back at the end."""
         self._right.lease = lease
 
+    def take_decide(self, decide: Callable[[bytes], None]) -> None:
+        """From now on hand the record of each decision to `decide`, in the thread that scores."""
+        self._decide = decide
+
+    @property
+    def packer(self) -> Packer:
+        """What makes the rows that are scored."""
+        return self._open_serving().packer
+
     @property
     def layouts(self) -> Sequence[StateLayout]:
         """Of the states of all entities, in order."""
@@ -379,9 +390,9 @@ class SharedScorer(Scorer):
                 out = self._go_on(
                     serving, status, transaction, row, out, at_ms, left_ms, seat.context_at
                 )
-        if self._decisions is not None:
+        if self._decide is not None:
             n = len(serving.entity_names)
-            self._decisions.add(packed(row, out, self._version_bytes, n, fetched.progress, pending))
+            self._decide(packed(row, out, self._version_bytes, n, fetched.progress, pending))
         score, source, decision, at, until = _HEAD(out)
         return Result(
             transaction._transaction_id,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from freshscore.features.transaction import Transaction
 from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.message_reading import MessageReader
 from freshscore.scoring.callable_model import CallableModel
-from freshscore.scoring.decisions import packed, unpacked
+from freshscore.scoring.decisions import as_shadow, packed, unpacked
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.result import Result
 from freshscore.scoring.seats import NO_TICKET
@@ -213,7 +214,7 @@ def test_a_decision_says_on_what_it_was_made(world: SharedWorld, writer: HeldWri
     assert decision.pending == (world.embedded.row(pending)[:8],)
     assert decision.degraded == ()
     assert b"c-1" not in record
-    for damaged in (record[:-1], record + b"x", record[:40], b"\x02" + record[1:]):
+    for damaged in (record[:-1], record + b"x", record[:40], b"\x01" + record[1:]):
         with pytest.raises(ValueError, match="decision"):
             unpacked(damaged)
 
@@ -593,6 +594,17 @@ def test_a_decision_of_a_log_with_many_partitions_is_read_back(world: SharedWorl
     decision = unpacked(record)
     assert (decision.progress, decision.pending, decision.row) == (progress, pending, row)
     assert decision.transaction == row[:16]
+
+
+def test_a_shadows_decision_is_another_in_its_mark_alone(world: SharedWorld) -> None:
+    """It names the message that it answers, which tells one given twice."""
+    asked = payment(3)
+    found = world.scorer.score(asked, as_of=AT_MS)
+    record = packed(world.embedded.row(asked), found.raw, b"v", 2, (b"summary",), (b"12345678",))
+    plain, marked = unpacked(record), unpacked(as_shadow(record, 7, 2**40))
+    assert (plain.message, plain.is_shadow) == (None, False)
+    assert (marked.message, marked.is_shadow) == ((7, 2**40), True)
+    assert msgspec.structs.replace(marked, message=None) == plain
 
 
 def test_a_burst_on_one_card_does_not_hold_up_its_scores(
