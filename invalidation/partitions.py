@@ -91,9 +91,12 @@ class Place:
             self.arrival_ms = max(self.arrival_ms, passed_ms)
 
     def skip_to(self, offset: int) -> None:
-        """Go on at `offset`, up to which there is no message that was not applied and published."""
+        """Go on at `offset`, up to which there is no message that was not applied and published.
+
+        That it was passed is yet to be published, or followers would find a gap behind it.
+        """
         if offset > self.read == self.applied == self.published:
-            self.read = self.applied = self.published = offset
+            self.read = self.applied = offset
 
     @property
     def is_at_end(self) -> bool:

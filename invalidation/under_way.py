@@ -114,15 +114,22 @@ class UnderWay:
             self._published(sent)
 
     def mark(self) -> None:
-        """Write markers and tell the followers, also where nothing came."""
+        """Write markers and tell the followers, also where nothing came; all else is settled.
+
+        What was passed without a message, as where a transaction ended, is covered by it.
+        """
         upto = {at: (place.applied, place.arrival_ms) for at, place in self._places.items()}
         nodes = range(self.lines().n)
         requests = [self._markers.progress_command(node, upto) for node in nodes]
         for some in self._exchanged(requests, [1] * len(requests)):
             self._check(some)
             self._check_marked(some[0])
-        ranges = tuple(Range(at, to, to, arrival) for at, (to, arrival) in upto.items())
+        ranges = tuple(
+            Range(at, self._places[at].published, *reached) for at, reached in upto.items()
+        )
         self._tell(self._publisher.command(ranges, self._clock.now_ms()))
+        for at, (offset, _) in upto.items():
+            self._places[at].published = offset
 
     def tell_replaced(self, states: Sequence[Wanted]) -> None:
         """Tell the followers that these states are others now, not by what was appended."""

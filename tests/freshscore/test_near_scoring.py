@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from kafka import KafkaProducer
 from numpy.typing import NDArray
 
 from freshscore import Result, Scorer, SettingsError
@@ -140,6 +143,34 @@ def test_near_states_wait_while_nobody_publishes_and_come_back(
         deployment.send(recent(12, 200))
         with consuming(deployment):
             until(lambda: agree(near, plain))
+
+
+def test_the_ends_of_transactions_are_no_gaps(deployment: SharedDeployment) -> None:
+    """Offsets without a message, passed while nothing comes behind them: states stay near."""
+    kafka = deployment.settings.kafka
+    producer = KafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, transactional_id=uuid.uuid4().hex, acks="all"
+    )
+    producer.init_transactions()
+    with (
+        consuming(deployment),
+        opened(deployment, near=True) as near,
+        opened(deployment, near=False) as plain,
+    ):
+        deployment.send(recent(60))
+        until(lambda: is_applied(deployment))
+        until(lambda: agree(near, plain))
+        for first in (100, 110, 120):
+            producer.begin_transaction()
+            for number, one in enumerate(recent(10, first)):
+                value = json.dumps(one).encode()
+                producer.send(kafka.transactions_topic, value, partition=number % 2)
+            producer.commit_transaction()
+            # Only a consumer that has passed the end of the transaction is at the end.
+            until(lambda: is_applied(deployment))
+            until(lambda: agree(near, plain))
+        producer.close()
+        assert near.stats()["near"]["gaps"] == 0
 
 
 def test_near_states_need_a_connection_of_their_own(deployment: SharedDeployment) -> None:
