@@ -71,15 +71,19 @@ class NearRoom:
     """Room for the states of one request at a time; each seat has its own.
 
     complete_since_ms: since when all states that were found last are complete. n_bytes: of room.
+    probed: row and states of a look that is to be compared with the exchange that it is answered
+    by, or None.
     """
 
     __slots__ = (
         *("_drawn", "_found", "_numbers", "_pack", "_read", "_unpack"),
-        *("address", "complete_since_ms", "most_known", "n_bytes", "out", "out_at", "ticket_at"),
+        *("address", "complete_since_ms", "most_known", "n_bytes", "out", "out_at", "probed"),
+        "ticket_at",
     )
 
     def __init__(self, n_entities: int) -> None:
         self.complete_since_ms = 0
+        self.probed: tuple[bytes, list[bytes | None]] | None = None
         words = struct.Struct(f"<{2 * n_entities + 2}q")
         self._pack, self._unpack = words.pack_into, words.unpack
         self._numbers = range(0, 2 * n_entities, 2)

@@ -138,6 +138,11 @@ class Follower:
             self._thread.join(self._look_s + self._nodes.limit_s)
         self.until_s = 0.0
 
+    @property
+    def limit_ms(self) -> int:
+        """How far behind Redis near states may be while they are served."""
+        return round(1_000 * self._bound_s)
+
     def may_serve(self) -> bool:
         """Whether near states are in step within the bound, now."""
         return self._clock.monotonic_s() < self.until_s

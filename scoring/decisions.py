@@ -3,7 +3,8 @@
 A record is packed when the score is given, and handed to an outbox (scoring/outbox.py): when that
 is full the audit loses decisions, counted, and no score waits. A record is:
 
-    head      version, degraded bits, lengths of what follows, times: see _HEAD, little-endian
+    head      version, source and whether the states were near, degraded bits, lengths of what
+              follows, times: see _HEAD, little-endian
     message   that a shadow answered, where it stands: see _MESSAGE
     version   of the model, UTF-8
     versions  of the states of the specification's entities, 16 bytes each, as the Result has them
@@ -36,6 +37,8 @@ _HEAD: Final = struct.Struct("<4B5Idqq16s")
 _MESSAGE: Final = struct.Struct("<iq")
 _NO_MESSAGE: Final = (-1, -1)
 _LENGTH: Final = struct.Struct("<I")
+# Beside the source: the states were near, and what was applied and not yet told is missing.
+_NEAR: Final = 0x80
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -58,6 +61,7 @@ class Decision(msgspec.Struct, frozen=True):
     row: bytes
     progress: tuple[bytes, ...]
     pending: tuple[bytes, ...]
+    is_near: bool
     message: tuple[int, int] | None
 
     @property
@@ -78,12 +82,14 @@ def packed(
     n_entities: int,
     progress: Sequence[bytes],
     pending: Sequence[bytes],
+    *,
+    is_near: bool = False,
 ) -> bytes:
     """The record of the answer in `out` (scoring/cache_layout.py) to the request in `row`."""
     score, source, decision, as_of, until = c.HEAD.unpack_from(out)
     head = _HEAD.pack(
         VERSION,
-        source,
+        source | _NEAR * is_near,
         decision,
         out[c.OUT_DEGRADED],
         len(model_version),
@@ -146,7 +152,7 @@ def _unpacked(record: bytes) -> Decision:
         model_version=model.decode(),
         score=score,
         decision=DECISIONS[decision],
-        source=SOURCES[source],
+        source=SOURCES[source & ~_NEAR],
         degraded=degraded_causes(degraded),
         as_of_ms=as_of,
         valid_until_ms=until,
@@ -155,5 +161,6 @@ def _unpacked(record: bytes) -> Decision:
         row=row,
         progress=tuple(progress),
         pending=pending,
+        is_near=source & _NEAR != 0,
         message=None if message == _NO_MESSAGE else message,
     )

@@ -65,7 +65,9 @@ class Result(ShownWithoutIdentifier, frozen=True, gc=False):
     box, cell or computed. as_of, valid_until: int ms UTC; until then time alone cannot change the
     score. model_version: of the model that gave it. error: in a batch, why a row was set aside;
     then there is no score. pending: events of its entities that this process observed, which the
-    score counts and Redis did not show yet; embedded none.
+    score counts and Redis did not show yet; embedded none. near: whether its states were in this
+    process' memory, kept in step by the invalidation stream: what had been applied and was not yet
+    told here is missing, a cause of staleness of its own (`propagation`).
     """
 
     transaction_id: str
@@ -79,6 +81,7 @@ class Result(ShownWithoutIdentifier, frozen=True, gc=False):
     raw: bytes
     error: str | None = None
     pending: int = 0
+    near: bool = False
 
     @property
     def feature_hash(self) -> str:

@@ -392,7 +392,10 @@ class SharedScorer(Scorer):
                 )
         if self._decide is not None:
             n = len(serving.entity_names)
-            self._decide(packed(row, out, self._version_bytes, n, fetched.progress, pending))
+            record = packed(
+                row, out, self._version_bytes, n, fetched.progress, pending, is_near=seat.is_near
+            )
+            self._decide(record)
         score, source, decision, at, until = _HEAD(out)
         return Result(
             transaction._transaction_id,
@@ -406,6 +409,7 @@ class SharedScorer(Scorer):
             out,
             None,
             len(pending),
+            seat.is_near,
         )
 
     def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:

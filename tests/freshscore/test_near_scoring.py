@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import uuid
@@ -84,6 +85,7 @@ def agree(near: Scorer, plain: Scorer) -> bool:
     mine = [told(near.score(one, as_of=at_ms)) for one in asked(at_ms)]
     after = near.stats()
     is_near = after["near"]["hits"] - before["near"]["hits"] == len(CARDS)
+    is_near &= all(near.score(one, as_of=at_ms).near for one in asked(at_ms))
     is_near &= after["store"]["exchanges"] == before["store"]["exchanges"]
     return is_near and mine == [told(plain.score(one, as_of=at_ms)) for one in asked(at_ms)]
 
@@ -143,6 +145,37 @@ def test_near_states_wait_while_nobody_publishes_and_come_back(
         deployment.send(recent(12, 200))
         with consuming(deployment):
             until(lambda: agree(near, plain))
+
+
+def test_how_often_near_states_are_behind_redis_is_counted(deployment: SharedDeployment) -> None:
+    """The cause `propagation`: applied in Redis, and not yet known here; and its limit is told."""
+    deployment.given["redis.heartbeat_s"] = 0.4
+    with consuming(deployment), opened(deployment, near=True) as near:
+        with opened(deployment, near=False) as plain:
+            deployment.send(recent(60))
+            until(lambda: is_applied(deployment))
+            until(lambda: agree(near, plain))
+        states = getattr(near, "_states").near  # noqa: B009  # of the shared scorer alone
+        states._probed = 1
+        before = near.stats()["near"]["propagation"]
+        for one in asked(now_ms() + 1_000):
+            assert not near.score(one, as_of=now_ms() + 1_000).near
+        found = near.stats()["near"]["propagation"]
+        assert found["probes"] == before["probes"] + len(CARDS)
+        assert found["behind"] == before["behind"]
+        assert found["limit_ms"] == 1_200
+        # What is published from now on is not told.
+        states.states.apply = lambda *_: None
+        first = itertools.count(100, len(CARDS))
+
+        def is_behind() -> bool:
+            deployment.send(recent(len(CARDS), next(first)))
+            until(lambda: is_applied(deployment))
+            for one in asked(now_ms() + 1_000):
+                near.score(one, as_of=now_ms() + 1_000)
+            return bool(near.stats()["near"]["propagation"]["behind"] > before["behind"])
+
+        until(is_behind)
 
 
 def test_the_ends_of_transactions_are_no_gaps(deployment: SharedDeployment) -> None:

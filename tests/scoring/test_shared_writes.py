@@ -594,6 +594,10 @@ def test_a_decision_of_a_log_with_many_partitions_is_read_back(world: SharedWorl
     decision = unpacked(record)
     assert (decision.progress, decision.pending, decision.row) == (progress, pending, row)
     assert decision.transaction == row[:16]
+    assert not decision.is_near
+    near = unpacked(packed(row, found.raw, b"v" * 300, n, progress, pending, is_near=True))
+    assert near.is_near
+    assert near.source == decision.source == found.source
 
 
 def test_a_shadows_decision_is_another_in_its_mark_alone(world: SharedWorld) -> None:
