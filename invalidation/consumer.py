@@ -1,8 +1,8 @@
 """The consumer: from the log into the states, again and again, until it is told to stop.
 
 One turn: poll, parse and build the next batch; read what the nodes answered to the last one; send
-this one. So the nodes work while messages are parsed. Behind its appends each node is sent its
-markers; once all nodes have answered, the batch is published on the invalidation stream, and what
+this one. So the nodes work while messages are fetched and parsed. Behind its appends each node is
+sent its markers; where all nodes hold a batch it is published on the invalidation stream, and what
 is published is committed every half second.
 
 Whatever goes wrong between two steps, the same messages are read again, from the lowest of what is
@@ -45,7 +45,7 @@ from freshscore.invalidation.waiting_labels import WaitingLabels
 # Waits after trouble with a server: doubled each time, up to the last.
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
-# A poll that brought so much is followed by another before its replies are read.
+# What a poll that brought so much has yet to tell goes with the next one.
 _MUCH: Final = 1_000
 # How many of the states that wait for compaction one heartbeat takes.
 _COMPACTED_AT_ONCE: Final = 256
@@ -148,7 +148,7 @@ class Consumer:
             n = sum(len(one) for one in fetched)
             for parts in runs_of(fetched, self._settings.kafka.max_poll_records):
                 self._apply([one for one in parts if not self._places[one.partition].is_held])
-            if n < _MUCH:
+            if n == 0 or (n < _MUCH and not self._under_way.is_told):
                 self._under_way.settle()
             self._beat_if_due()
             self._commit_if_due()
@@ -175,7 +175,7 @@ class Consumer:
 
     def _poll(self, wait_ms: int | None) -> list[Fetched]:
         """What came of the partitions that were begun with before this poll."""
-        fetched = self._parts.reader.poll(wait_ms if self._under_way.is_nothing else 0)
+        fetched = self._parts.reader.poll(wait_ms if self._under_way.is_told else 0)
         self._notice_assignments()
         assigned = self._parts.reader.assignment
         for gone in self._places.keys() - assigned:

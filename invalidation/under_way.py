@@ -1,9 +1,12 @@
 """What a consumer has sent to the nodes of Redis, and what their answers make true.
 
-One batch is under way at a time, its markers behind it, and with it the publication of the batch
-before. Connections are kept for as long as all goes well: a node that comes back without its last
-writes closes them and says nothing else, and on a new one its markers would be moved over the gap.
-Rule: a batch counts as applied when every node has answered, as published when the stream has.
+One batch is under way at a time, its markers behind it. Where there is one node its publication
+goes behind those, for a node works in the order of what it is sent; where there are several it goes
+with the next batch, or in an exchange of its own, once all of them have answered. Connections are
+kept for as long as all goes well: a node that comes back without its last writes closes them and
+says nothing else, and on a new one its markers would be moved over the gap.
+Rule: a batch counts as applied when every node has answered, as published when the stream has; who
+reads of it on the stream finds it in Redis.
 """
 
 from __future__ import annotations
@@ -31,14 +34,15 @@ class _Sent(NamedTuple):
     """A batch that is under way, and what holds once it is answered.
 
     upto: partition -> next offset and lowest arrival still to come. ranges: what it covers.
-    n_numbers: for each node how many whole numbers it answers before its markers. publishes: the
-    batch whose publication went with it.
+    n_numbers: for each node how many whole numbers it answers before its markers. is_told: whether
+    its publication went with it. publishes: the batch before, if its publication went with it.
     """
 
     batch: Batch
     upto: Mapping[Partition, tuple[int, int]]
     ranges: tuple[Range, ...]
     n_numbers: list[int]
+    is_told: bool
     publishes: _Sent | None
 
 
@@ -72,9 +76,9 @@ class UnderWay:
         self.candidates: dict[Wanted, None] = {}
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether every node has answered what it was sent."""
-        return self._sent is None
+    def is_told(self) -> bool:
+        """Whether all that was sent is published, or will be without anything more."""
+        return self._unpublished is None and (self._sent is None or self._sent.is_told)
 
     def lines(self) -> Lines:
         """The connections, one to each node."""
@@ -90,7 +94,7 @@ class UnderWay:
     def send(
         self, batch: Batch, upto: Mapping[Partition, tuple[int, int]], ranges: tuple[Range, ...]
     ) -> None:
-        """Send a batch, its markers behind it, and the publication of the batch before.
+        """Send a batch, its markers behind it, and the publication that may go with them.
 
         upto: how far it brings each partition, next offset and lowest arrival still to come, ms.
         """
@@ -100,9 +104,10 @@ class UnderWay:
         n_numbers = [*batch.n_replies]
         for node in range(lines.n):
             batch.add_command(node, self._markers.progress_command(node, upto))
-        if publishes is not None:
-            batch.add_command(self._control_node, self._publication(publishes))
-        self._sent = _Sent(batch, upto, ranges, n_numbers, publishes)
+        self._sent = _Sent(batch, upto, ranges, n_numbers, lines.n == 1, publishes)
+        for one in (publishes, self._sent if self._sent.is_told else None):
+            if one is not None:
+                batch.add_command(self._control_node, self._publication(one))
         lines.send(batch.requests)
 
     def settle(self) -> None:
@@ -164,7 +169,10 @@ class UnderWay:
                 self._places[at].applied = offset
         if sent.publishes is not None:
             self._published(sent.publishes)
-        self._unpublished = sent
+        if sent.is_told:
+            self._published(sent)
+        else:
+            self._unpublished = sent
         for node, one in enumerate(answers):
             for candidate in sent.batch.compaction_candidates(node, one.numbers.data):
                 if len(self.candidates) < _MOST_CANDIDATES:

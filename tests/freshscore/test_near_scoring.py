@@ -16,7 +16,9 @@ from kafka import KafkaProducer
 from numpy.typing import NDArray
 
 from freshscore import Result, Scorer, SettingsError
+from freshscore.features.redis_keys import RedisKeys
 from freshscore.invalidation.assembling import open_consumer
+from freshscore.invalidation.publishing import STREAM
 from tests.freshscore.shared_deployment import (
     CARDS,
     SharedDeployment,
@@ -25,6 +27,7 @@ from tests.freshscore.shared_deployment import (
     payment,
     recent,
 )
+from tests.servers.redis_servers import RedisServer
 
 _LIMIT_S = 60.0
 
@@ -145,6 +148,24 @@ def test_near_states_wait_while_nobody_publishes_and_come_back(
         deployment.send(recent(12, 200))
         with consuming(deployment):
             until(lambda: agree(near, plain))
+
+
+def test_what_one_node_holds_is_told_behind_it(
+    deployment: SharedDeployment, redis_server: RedisServer
+) -> None:
+    """Without another exchange, and before anybody has read what the node answers."""
+    deployment.given["redis.heartbeat_s"] = 1.9
+    consumer = open_consumer(deployment.settings)
+    stream = RedisKeys(deployment.settings.redis.namespace).control(STREAM)
+    try:
+        until(lambda: consumer.turn() == 0 and consumer.is_caught_up)
+        with redis_server.client() as client:
+            n_told = client.xlen(stream)
+            deployment.send(recent(1))
+            until(lambda: consumer.turn() == 1)
+            until(lambda: client.xlen(stream) > n_told)
+    finally:
+        consumer.close()
 
 
 def test_how_often_near_states_are_behind_redis_is_counted(deployment: SharedDeployment) -> None:
