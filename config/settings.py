@@ -174,7 +174,7 @@ class KafkaSettings(_Group):
     decode: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", max_length=512)
     max_message_bytes: int = Field(default=65_536, ge=256, le=8 * _KIB**2)
     max_poll_records: int = Field(default=20_000, ge=1, le=100_000)
-    fetch_wait_ms: int = Field(default=10, ge=0, le=10_000)
+    fetch_apart_ms: int = Field(default=2, ge=0, le=1_000)
     commit_every_s: float = Field(default=0.5, gt=0.0, le=60.0)
     session_s: float = Field(default=10.0, ge=0.5, le=600.0)
     request_timeout_s: float = Field(default=30.0, ge=1.0, le=600.0)

@@ -1,21 +1,24 @@
 """What a poll of Kafka brings: messages where they lie, in whole record batches.
 
 `PartitionRecords._unpack_records` of kafka-python's fetcher is replaced on the instance by one that
-hands out whole batches (invalidation/record_batches.py). That is kafka-python's inside, so a test
-holds it fast, and batches of any other kind go the public way.
+hands out whole batches (invalidation/record_batches.py), and when it fetches is decided here too.
+That is kafka-python's inside, so tests hold it fast, and batches of any other kind go the public
+way.
 Rule: nothing of kafka-python leaves this module: not its classes, not its errors.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import kafka.errors
 import numpy as np
 from kafka.consumer.fetcher import Fetcher
+from kafka.future import Future
 from numpy.typing import NDArray
 
 from freshscore.features.memory import BYTES_AT, address_of
@@ -100,6 +103,60 @@ def read_in_place(consumer: Any) -> None:
             return bool(self._is_batch_aborted(batch))
 
     fetcher.PartitionRecords = InPlace
+
+
+def fetch_when_asked(consumer: Any, is_behind: Callable[[], bool]) -> None:
+    """Make a consumer fetch when it is asked for messages, and ahead only where it is behind.
+
+    kafka-python also fetches behind what it hands out, if that had come before it was asked. A
+    broker answers at once, so what was fetched ahead is a turn old when it is handed out, and so it
+    would go on for ever. It also gives its network's thread three things to do for each poll, one
+    after the other, and waits for each: 0.2 ms and more. Here it is one.
+    """
+    fetcher, coordinator = consumer._fetcher, consumer._coordinator
+
+    async def fetched(timeout_ms: float) -> bool:
+        """Send fetches and wait until one has come; whether there was any to wait for."""
+        await fetcher._send_fetches_async()
+        waited_for = list(fetcher._fetch_futures)
+        if fetcher._reset_task is not None and not fetcher._reset_task.is_done:
+            waited_for.append(fetcher._reset_task)
+        first = Future()
+        for one in waited_for:
+            one.add_both(lambda _: first.is_done or first.success(None))
+        if waited_for:
+            with suppress(kafka.errors.KafkaTimeoutError):
+                await fetcher._manager.wait_for(first, timeout_ms)
+        return bool(waited_for)
+
+    def fetch_records(
+        max_records: int, update_offsets: bool = True, timeout_ms: float = 0.0
+    ) -> tuple[dict[Any, list[Any]], bool]:
+        records, is_partial = fetcher.fetched_records(max_records, update_offsets=update_offsets)
+        if records:
+            if is_behind() and not is_partial:
+                fetcher.send_fetches()
+            return records, False
+        if not fetcher._net.run(fetched, timeout_ms):
+            return records, True
+        records, _ = fetcher.fetched_records(max_records, update_offsets=update_offsets)
+        return records, False
+
+    look_for_coordinator = coordinator.ensure_coordinator_ready
+
+    def ensure_coordinator_ready(timeout_ms: float | None = None) -> bool:
+        known = coordinator.coordinator_id
+        is_there = known is not None and not coordinator._client.is_disconnected(known)
+        return is_there or bool(look_for_coordinator(timeout_ms))
+
+    fetcher.fetch_records = fetch_records
+    coordinator.ensure_coordinator_ready = ensure_coordinator_ready
+
+
+def is_fetched(consumer: Any) -> bool:
+    """Whether a consumer has something to hand out without a fetch."""
+    fetcher = consumer._fetcher
+    return bool(fetcher._completed_fetches or fetcher._next_partition_records)
 
 
 class _Batch:

@@ -21,7 +21,13 @@ from freshscore.config.clock import Clock, SystemClock
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.kafka_admin import LogAdmin
-from freshscore.invalidation.kafka_batches import Fetched, fetched_of, read_in_place
+from freshscore.invalidation.kafka_batches import (
+    Fetched,
+    fetch_when_asked,
+    fetched_of,
+    is_fetched,
+    read_in_place,
+)
 from freshscore.invalidation.kafka_connecting import connection, named, translated
 from freshscore.invalidation.partitions import Partition
 
@@ -32,6 +38,11 @@ _REJOINING_S: Final = 1.0
 # So long without partitions, where others have too few members for all of them, is such a loss.
 _STALLED_S: Final = 60.0
 _FETCH_BYTES: Final = 1 << 20
+# How long a broker keeps a fetch for which there is nothing: what is to be fetched from elsewhere
+# meanwhile waits for it; and how long a poll waits, so that heartbeats and a stop are in time.
+_FETCH_WAIT_MS: Final = 50
+# A poll that brings so many messages is of a reader that is behind.
+_BEHIND: Final = 1_000
 # Batches of one poll; those of a busy producer hold hundreds of messages.
 _BATCHES: Final = 256
 # How long leaving may take: less than supervisors wait.
@@ -54,7 +65,9 @@ class LogReader:
         self._settings = settings
         self._topics = tuple(topics)
         self._clock = clock or SystemClock()
-        self._wait_ms = settings.fetch_wait_ms
+        self._apart_s = settings.fetch_apart_ms / 1_000.0
+        self._fetched_s = float("-inf")
+        self._is_behind = False
         self._most = settings.max_poll_records
         session_ms = round(1000 * settings.session_s)
         with translated(settings):
@@ -64,8 +77,8 @@ class LogReader:
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
-                fetch_max_wait_ms=min(max(1, settings.fetch_wait_ms), 10_000),
-                fetch_min_bytes=1 if settings.fetch_wait_ms == 0 else _FETCH_BYTES // 16,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                fetch_min_bytes=1,
                 max_partition_fetch_bytes=_FETCH_BYTES,
                 max_poll_records=_BATCHES if in_place else self._most,
                 session_timeout_ms=session_ms,
@@ -85,6 +98,7 @@ class LogReader:
             )
         if in_place:
             read_in_place(self._consumer)
+        fetch_when_asked(self._consumer, lambda: self._is_behind)
         # How often partitions were given out: each time every position begins anew, and what was
         # paused is not any more.
         self.n_assignments = 0
@@ -124,27 +138,42 @@ class LogReader:
     def poll(self, wait_ms: int | None = None) -> list[Fetched]:
         """What has come, waiting for it `wait_ms` at most, and longer for a join to complete.
 
+        While messages come, but not many, fetches begin kafka.fetch_apart_ms apart at least.
         Raises Unavailable for a damaged batch: it is fetched again; SettingsError for a session
         that the brokers refuse.
         """
         if self._closed.is_set():
             return []
-        wait_ms = max(1, self._wait_ms if wait_ms is None else wait_ms)
+        is_waited_for = wait_ms != 0
+        wait_ms = max(1, _FETCH_WAIT_MS if wait_ms is None else wait_ms)
         if not self._consumer.assignment():
             self._watch()
         else:
             self._unassigned_since_s, self._stalled_s = None, _STALLED_S
         try:
             with translated():
+                if is_waited_for:
+                    self._wait_for_turn()
                 records = self._polled(wait_ms)
         except (Unavailable, RuntimeError):
             if not self._closed.is_set():
                 raise
             # Closed meanwhile, by another thread.
             return []
-        return [
+        fetched = [
             fetched_of((at.topic, at.partition), found) for at, found in records.items() if found
         ]
+        self._is_behind = sum(map(len, fetched)) >= _BEHIND
+        return fetched
+
+    def _wait_for_turn(self) -> None:
+        """Wait until the next fetch may begin, unless there is something that needs none."""
+        if self._is_behind or is_fetched(self._consumer):
+            return
+        early_s = self._fetched_s + self._apart_s - self._clock.monotonic_s()
+        if early_s > 0.0:
+            self._closed.wait(min(early_s, self._apart_s))
+        self._fetched_s = self._clock.monotonic_s()
 
     def _polled(self, wait_ms: int) -> Any:
         try:

@@ -12,11 +12,12 @@ from typing import Any
 import kafka as client
 import pytest
 
+from freshscore.config.clock import SystemClock
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
 from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.kafka_admin import LogAdmin
-from freshscore.invalidation.kafka_batches import Fetched
+from freshscore.invalidation.kafka_batches import Fetched, is_fetched
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.partitions import Partition
@@ -247,6 +248,54 @@ def test_what_a_producer_took_back_is_not_read(
         assert reader.poll(100) == []
     assert reader.position((topic, 0)) == reader.ends([(topic, 0)])[topic, 0] == 20
     reader.close()
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_reader_fetches_ahead_only_where_it_is_behind(
+    settings: KafkaSettings, topic: str, writer: LogWriter, is_behind: bool
+) -> None:
+    """Else what it hands out would be as old as its turn before, for ever."""
+    reader = LogReader(settings, [topic], group=None)
+    reader.assign([(topic, 0)])
+    fetcher = reader._consumer._fetcher
+    for n_before in range(3):
+        # A poll that gave up leaves its fetch behind, which brings what comes then.
+        _wait_until(lambda: reader.poll(1) == [] and fetcher.in_flight_fetches())
+        writer.send(topic, None, b"message", partition=0)
+        writer.flush(10.0)
+        _wait_until(lambda: is_fetched(reader._consumer))
+        reader._is_behind = is_behind
+        (found,) = reader.poll(100)
+        assert found.offsets.tolist() == [n_before]
+        assert fetcher.in_flight_fetches() == is_behind
+    reader.close()
+
+
+def test_fetches_begin_apart_while_messages_come(
+    kafka: KafkaBroker, topic: str, writer: LogWriter
+) -> None:
+    """By kafka.fetch_apart_ms; the first after a pause comes at once."""
+    apart = KafkaSettings(bootstrap_servers=kafka.bootstrap, fetch_apart_ms=300)
+    reader = LogReader(apart, [topic], group=None)
+    reader.assign([(topic, 0), (topic, 1)])
+    clock = SystemClock()
+    reader.poll(1)
+    began_s = clock.monotonic_s()
+    for _ in range(3):
+        writer.send(topic, None, b"message", partition=0)
+        writer.flush(10.0)
+        _read(reader, 1)
+    assert clock.monotonic_s() - began_s >= 2 * 0.3
+    reader.close()
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(_LIMIT_POLLS):
+        if holds():
+            return
+        waiting.wait(0.02)
+    raise AssertionError("it did not come to hold")
 
 
 def test_a_writer_that_does_not_wait_takes_nothing_until_it_is_connected(
