@@ -213,6 +213,7 @@ class RedisSettings(_Group):
     cluster: bool = False
     namespace: str = Field(default="fs", pattern=r"^[A-Za-z0-9_.-]+$", max_length=32)
     timeout_ms: int = Field(default=1_000, ge=1, le=60_000)
+    least_timeout_ms: int = Field(default=50, ge=1, le=60_000)
     max_connections: int = Field(default=64, ge=2, le=4_096)
     idle_margin_days: int = Field(default=2, ge=1, le=366)
     lease_s: float = Field(default=5.0, ge=0.05, le=600.0)
@@ -265,6 +266,22 @@ def _refuse_options(parts: SplitResult) -> None:
         raise ValueError(f"gives no value to {', '.join(empty)}")
 
 
+class BreakerSettings(_Group):
+    """When a node of Redis that does not answer is no longer asked by scores, and for how long."""
+
+    max_failures: int = Field(default=3, ge=1, le=1_000)
+    open_ms: int = Field(default=100, ge=1, le=60_000)
+    max_open_ms: int = Field(default=1_000, ge=1, le=600_000)
+
+
+class FallbackSettings(_Group):
+    """What is answered where Redis does not say all that a score needs."""
+
+    use_known: bool = True
+    max_age_s: int = Field(default=60, ge=1, le=86_400)
+    decision: Literal["approve", "review", "decline"] | None = None
+
+
 class InputSettings(_Group):
     """The limits of what is taken in."""
 
@@ -292,6 +309,8 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     journal: JournalSettings = JournalSettings()
     redis: RedisSettings = RedisSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    fallback: FallbackSettings = FallbackSettings()
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
 
@@ -363,6 +382,11 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             redis.heartbeat_s < redis.lease_s,
             f"redis.heartbeat_s = {redis.heartbeat_s} is not below redis.lease_s"
             f" = {redis.lease_s}: a lease would end before it is renewed",
+        ),
+        (
+            settings.breaker.open_ms <= settings.breaker.max_open_ms,
+            f"breaker.open_ms = {settings.breaker.open_ms} is above breaker.max_open_ms"
+            f" = {settings.breaker.max_open_ms}, up to which it doubles",
         ),
         (
             redis.max_connections >= 3 or not redis.near,
