@@ -45,6 +45,8 @@ _RECEIVED_BYTES: Final = 1 << 16
 # server that is too far for it costs 6 us of processor a wait.
 _AWAKE_S: Final = 100e-6
 _SLEPT: Final = 16
+# For a node whose turn to be read comes when another has used up the time: its replies are here.
+_LEAST_LEFT_S: Final = 0.005
 # What is sent between two looks at the clock.
 _SENT_BYTES: Final = 1 << 18
 _NOT_YET: Final = object()
@@ -106,12 +108,18 @@ class Lines:
         limit_s: float,
     ) -> None:
         self._lines = [_Line(address, connect, clock) for address in nodes]
+        self._clock = clock
         self._limit_s = limit_s
 
     @property
     def n(self) -> int:
         """How many nodes they lead to."""
         return len(self._lines)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to each of them."""
+        return all(line.is_connected for line in self._lines)
 
     def exchange(
         self,
@@ -141,10 +149,15 @@ class Lines:
         requests: Sequence[Request | None],
         n_replies: Sequence[int],
         limit_s: float | None = None,
+        awake: threading.Lock | None = None,
     ) -> list[list[Reply] | Unavailable]:
-        """What `exchange` does, with the error in place of the replies of a node in trouble."""
+        """What `exchange` does, with the error in place of the replies of a node in trouble.
+
+        A node that does not answer takes nothing from the others: what they answered is read, and
+        connections that are there are used before any is made.
+        """
         limit_s = self._limit_s if limit_s is None else limit_s
-        found = self._attempted(requests, n_replies, limit_s)
+        found = self._attempted(requests, n_replies, limit_s, awake)
         closed = [isinstance(one, _WasClosed) for one in found]
         if not any(closed):
             return found
@@ -154,21 +167,33 @@ class Lines:
         return [two if lost else one for one, two, lost in zip(found, second, closed, strict=True)]
 
     def _attempted(
-        self, requests: Sequence[Request | None], n_replies: Sequence[int], limit_s: float
+        self,
+        requests: Sequence[Request | None],
+        n_replies: Sequence[int],
+        limit_s: float,
+        awake: threading.Lock | None = None,
     ) -> list[list[Reply] | Unavailable]:
         found: list[list[Reply] | Unavailable] = [[] for _ in self._lines]
-        for number, (line, request) in enumerate(zip(self._lines, requests, strict=True)):
-            if request is not None:
-                try:
-                    line.send(request, limit_s)
-                except Unavailable as problem:
-                    found[number] = problem
+        asked = [number for number, request in enumerate(requests) if request is not None]
+        new = [number for number in asked if not self._lines[number].is_connected]
+        ends_s = self._clock.monotonic_s() + limit_s
+        for number in [*(one for one in asked if one not in new), *new]:
+            request = requests[number]
+            assert request is not None
+            try:
+                self._lines[number].send(request, limit_s / len(new) if number in new else limit_s)
+            except Unavailable as problem:
+                found[number] = problem
+        left_s = limit_s
+        if new:
+            left_s = max(_LEAST_LEFT_S, ends_s - self._clock.monotonic_s())
         for number, (line, n) in enumerate(zip(self._lines, n_replies, strict=True)):
             if n and not isinstance(found[number], Unavailable):
                 try:
-                    found[number] = line.read(n, limit_s)
+                    found[number] = line.read(n, left_s, awake)
                 except Unavailable as problem:
                     found[number] = problem
+                    left_s = max(_LEAST_LEFT_S, ends_s - self._clock.monotonic_s())
         return found
 
     def send(self, requests: Sequence[Request | None], limit_s: float | None = None) -> None:
@@ -262,6 +287,10 @@ class _Line:
         self._n_to_sleep = 0
         # Sendings whose replies were not all read.
         self.n_unread = 0
+
+    @property
+    def is_connected(self) -> bool:
+        return self._socket is not None
 
     def send(self, request: Request, limit_s: float) -> None:
         connection = self._socket

@@ -12,7 +12,8 @@ progress, for which partitions there are, and whether a node has lost its data.
     what happens                                   what follows
     a partition or the connection is silent        near states wait, and are served again after it
     a message shows a gap, or is damaged           flush; what comes after is followed
-    the entry read last is gone; silence for long  flush; the end of the stream is looked for anew
+    the entry read last is gone; silence for long  flush once Redis answers (until then they are all
+                                                   that is known); its end is looked for anew
     a node's epoch, or since when it is complete,  flush
     has changed
     a message of other layouts                     ignored: it is about other states
@@ -77,8 +78,9 @@ class Follower:
 
     keys: with the fingerprints of all states. bound_s: how long a silence may be; by default three
     heartbeats. It keeps one connection to each node. until_s: until when near states may be served,
-    on the monotonic clock. progress: summaries of what all near states hold at least, in the form
-    of those of nodes; to be read before the states are.
+    on the monotonic clock; in_step_s: when they were in step for the last time. progress: summaries
+    of what all near states hold at least, in the form of those of nodes; to be read before the
+    states are.
     """
 
     def __init__(
@@ -107,6 +109,8 @@ class Follower:
         self._topology = nodes.topology
         self._step = Step()
         self._is_open = False
+        # What is held is kept meanwhile: it is what answers without Redis are made from.
+        self._was_away = False
         # The entry that was read last, and the one that was read last when it was last looked for.
         self._last: bytes | None = None
         self._seen: bytes | None = None
@@ -120,6 +124,7 @@ class Follower:
         self._applied_us = np.zeros(_DELAYS, np.int64)
         # Read by every score: each is replaced in one piece.
         self.until_s = 0.0
+        self.in_step_s = _NEVER_S
         self.progress: tuple[bytes, ...] = ()
         self.watermark_ms = 0
         near.flush(is_open=False)
@@ -182,7 +187,7 @@ class Follower:
                 wait_s = _FIRST_WAIT_S * 2.0 ** min(n_troubles, 10)
                 self._stopping.wait(min(wait_s, _LONGEST_WAIT_S))
                 n_troubles += 1
-                self._give_up_after_silence()
+                self._was_away = True
                 # The node may be another one by now, and nobody else may be asking.
                 with contextlib.suppress(FreshscoreError):
                     self._nodes.refresh()
@@ -197,6 +202,9 @@ class Follower:
         if self._lines is None or now_s >= self._next_look_s:
             self._next_look_s = now_s + self._look_s
             self._look(self._connected())
+            if self._was_away:
+                self._was_away = False
+                self._give_up_after_silence()
         self._read(self._connected())
         self._give_up_after_silence()
 
@@ -301,7 +309,8 @@ class Follower:
             self._near.flush(is_open=True)
             self._tell_progress()
         if not self._stopping.is_set():
-            self.until_s = min(self._ended_s, self._step.oldest_heard_s) + self._bound_s
+            self.in_step_s = min(self._ended_s, self._step.oldest_heard_s)
+            self.until_s = self.in_step_s + self._bound_s
 
     # Whether it is still the same stream, of the same nodes
 

@@ -20,12 +20,13 @@ from freshscore.features.table import PaymentTable
 from freshscore.features.table_rows import rows_of
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.flights import Flights
-from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
+from freshscore.scoring.result import AGED, ALL_SOURCES, DECISIONS, UNAVAILABLE, degraded_causes
 from freshscore.scoring.serving import HASH, Serving, check_probe, features_at, keep
 
 _TOO_OLD: Final = "as_of: older than what the state holds (newest event - store.horizon_s)"
 _TOO_EARLY: Final = "as_of: before the payment's own time"
 _NOT_IN_TIME: Final = "the same score is being computed elsewhere (cache.inflight_wait_s)"
+_UNAVAILABLE: Final = "Redis does not answer, and nothing is known of this payment here"
 # A status beside those of the kernel.
 NOT_IN_TIME: Final = -100
 
@@ -54,8 +55,14 @@ class RowStates(Protocol):
         """The instant at which a row is scored, ms."""
         ...
 
-    def take(self, rows: NDArray[np.uint64], number: int) -> None:
-        """Let the context have the states of row `number`."""
+    def take(
+        self, rows: NDArray[np.uint64], number: int, at_ms: int, out: NDArray[np.uint8]
+    ) -> int | None:
+        """Let the context have the states of row `number`, and return None.
+
+        Or, where they cannot be had, the row's status, with the answer at `at_ms` in `out` if it is
+        SERVED.
+        """
         ...
 
     def is_found(self, out: NDArray[np.uint8]) -> bool:
@@ -94,10 +101,12 @@ def score_table(
     if states is not None:
         context_at = states.context_at
     for i in range(len(rows)):
+        status = None
         if states is not None:
-            states.take(rows, i)
             at_ms = states.instant(rows[i], as_of_ms)
-        status = score_in(context_at, row_at, at_ms, out_at)
+            status = states.take(rows, i, at_ms, outs[i])
+        if status is None:
+            status = score_in(context_at, row_at, at_ms, out_at)
         if status == c.NEEDS_MODEL and states is not None and states.is_found(outs[i]):
             status = c.SERVED
         scored.statuses[i] = status
@@ -141,8 +150,12 @@ def _call_model(
             at = [*led.values()]
             features = np.ascontiguousarray(outs[at, features_at(serving) :]).view(np.float64)
             for i, score in zip(at, serving.model.predict(features).tolist(), strict=True):
+                told = None
                 if states is not None:
-                    states.take(rows, i)
+                    told = states.take(rows, i, _as_of_in(outs[i]), outs[i])
+                if told is not None:
+                    statuses[i] = told
+                    continue
                 keep(
                     serving,
                     row_at + i * rows.strides[0],
@@ -163,17 +176,24 @@ def _call_model(
         except DeadlineExceeded:
             statuses[i] = NOT_IN_TIME
             continue
-        at_ms = int(outs[i, c.OUT_AS_OF : c.OUT_AS_OF + 8].view(np.int64)[0])
+        at_ms = _as_of_in(outs[i])
         outs[i] = 0
-        if states is not None:
-            states.take(rows, i)
-        statuses[i] = serving.score_in(
-            at_context,
-            row_at + i * rows.strides[0],
-            at_ms,
-            out_at + i * outs.strides[0],
+        told = None if states is None else states.take(rows, i, at_ms, outs[i])
+        statuses[i] = (
+            told
+            if told is not None
+            else serving.score_in(
+                at_context,
+                row_at + i * rows.strides[0],
+                at_ms,
+                out_at + i * outs.strides[0],
+            )
         )
     return np.flatnonzero(statuses == c.NEEDS_MODEL)
+
+
+def _as_of_in(out: NDArray[np.uint8]) -> int:
+    return int(out[c.OUT_AS_OF : c.OUT_AS_OF + 8].view(np.int64)[0])
 
 
 def as_frame(
@@ -185,14 +205,17 @@ def as_frame(
     at = table.row[good]
     as_of = scored.words(c.OUT_AS_OF)[good]
     since = scored.words(c.OUT_COMPLETE_SINCE)[good]
+    degraded = scored.words(c.OUT_DEGRADED)[good]
+    aged = degraded & AGED != 0
     frame: dict[str, Any] = {
         "score": _placed(n, at, scored.words(c.OUT_SCORE, np.float64)[good], np.nan),
         "decision": _named(n, at, scored.words(c.OUT_DECISION)[good], DECISIONS),
-        "source": _named(n, at, scored.words(c.OUT_SOURCE)[good], SOURCES),
+        "source": _named(n, at, scored.words(c.OUT_SOURCE)[good], ALL_SOURCES),
         "as_of": _whole(n, at, as_of),
         "valid_until": _whole(n, at, scored.words(c.OUT_VALID_UNTIL)[good]),
         "model_version": serving.version,
-        "degraded": _causes(n, at, scored.words(c.OUT_DEGRADED)[good]),
+        "degraded": _causes(n, at, degraded),
+        "known_age_ms": _whole(n, at[aged], scored.words(c.OUT_KNOWN_AGE)[good][aged]),
         "complete_since": _whole(n, at[since != 0], np.minimum(since, as_of)[since != 0]),
         "error": _errors(n, table, scored),
     }
@@ -234,4 +257,5 @@ def _errors(n: int, table: PaymentTable, scored: Scored) -> NDArray[np.object_]:
     column[table.row[scored.statuses == c.AS_OF_TOO_OLD]] = _TOO_OLD
     column[table.row[scored.statuses == c.AS_OF_BEFORE_PAYMENT]] = _TOO_EARLY
     column[table.row[scored.statuses == NOT_IN_TIME]] = _NOT_IN_TIME
+    column[table.row[scored.statuses == UNAVAILABLE]] = _UNAVAILABLE
     return column

@@ -95,6 +95,7 @@ MEMO: Final = 0
 BOX_HIT: Final = 1
 CELL: Final = 2
 COMPUTED_NOW: Final = 3
+FALLBACK: Final = 4  # no score at all, so no kernel writes or counts it
 N_SOURCES: Final = 4
 
 # Why a score known for the payment was not served as it stood.
@@ -137,7 +138,9 @@ OUT_HASH_HIGH: Final = 72
 OUT_CAUSE: Final = 80
 OUT_MODE: Final = 88
 OUT_COMPLETE_SINCE: Final = 96  # 0 where all windows are complete
-OUT_VERSIONS: Final = 104
+OUT_KNOWN_AGE: Final = 104  # ms, of what was used without Redis (scoring/known_answers.py)
+OUT_MISSING: Final = 112  # bits of the entities whose states were left out
+OUT_VERSIONS: Final = 120
 # OUT_MODE after NEEDS_MODEL: the next call with it keeps the score that it is given.
 KEEP: Final = 1
 # The same, for a score that was found elsewhere, computed at OUT_FOUND.
@@ -160,6 +163,11 @@ DECLINE: Final = 2
 TOO_MANY_EVENTS: Final = 1
 STATE_LOST: Final = t.STATE_LOST
 STATE_DAMAGED: Final = t.STATE_DAMAGED
+# What was answered without Redis, and from what.
+STATE_UNREACHABLE: Final = 8
+NOT_CURRENT: Final = 16
+REMEMBERED: Final = 32
+NOTHING_KNOWN: Final = 64
 
 # What a scoring call comes to.
 SERVED: Final = 0

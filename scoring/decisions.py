@@ -18,6 +18,7 @@ Rule: nothing in it is an identifier, only keyed hashes; and packing reads no cl
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -27,16 +28,18 @@ import msgspec
 from freshscore.config.errors import DamagedState
 from freshscore.features import row as r
 from freshscore.scoring import cache_layout as c
-from freshscore.scoring.result import DECISIONS, SOURCES, degraded_causes
+from freshscore.scoring.result import AGED, ALL_SOURCES, DECISIONS, degraded_causes
 
 VERSION: Final = 2
 # Layout, source, decision, degraded; bytes of model version and row, entities, summaries, pending;
-# score, as_of, valid until; the feature-aggregate hash.
-_HEAD: Final = struct.Struct("<4B5Idqq16s")
+# score (NaN where there is none), as_of, valid until; age of what was used without Redis, bits of
+# the entities that were left out; the feature-aggregate hash.
+_HEAD: Final = struct.Struct("<4B5IdqqqI16s")
 # Partition and offset.
 _MESSAGE: Final = struct.Struct("<iq")
 _NO_MESSAGE: Final = (-1, -1)
 _LENGTH: Final = struct.Struct("<I")
+_WITHOUT_REDIS: Final = struct.Struct("<2q")
 # Beside the source: the states were near, and what was applied and not yet told is missing.
 _NEAR: Final = 0x80
 
@@ -44,18 +47,22 @@ _NEAR: Final = 0x80
 class Decision(msgspec.Struct, frozen=True):
     """One decision as the auditor reads it; the fields are those of the module's description.
 
+    score: None where the settings decided. known_age_ms: as the Result has it. missing: numbers of
+    the entities that were left out.
     message: partition and offset, in the topic of transactions, of the message that a shadow
     answered; None for an answer that somebody asked for. A shadow that begins again may answer a
     message twice: both decisions name the same one.
     """
 
     model_version: str
-    score: float
+    score: float | None
     decision: str
     source: str
     degraded: tuple[str, ...]
     as_of_ms: int
     valid_until_ms: int
+    known_age_ms: int | None
+    missing: tuple[int, ...]
     feature_hash: bytes
     state_versions: tuple[bytes, ...]
     row: bytes
@@ -87,6 +94,7 @@ def packed(
 ) -> bytes:
     """The record of the answer in `out` (scoring/cache_layout.py) to the request in `row`."""
     score, source, decision, as_of, until = c.HEAD.unpack_from(out)
+    age_ms, missing = _WITHOUT_REDIS.unpack_from(out, c.OUT_KNOWN_AGE)
     head = _HEAD.pack(
         VERSION,
         source | _NEAR * is_near,
@@ -100,6 +108,8 @@ def packed(
         score,
         as_of,
         until,
+        age_ms,
+        missing,
         out[c.OUT_HASH_LOW : c.OUT_HASH_HIGH + 8],
     )
     summaries = [part for one in progress for part in (_LENGTH.pack(len(one)), one)]
@@ -147,15 +157,17 @@ def _unpacked(record: bytes) -> Decision:
     pending = tuple(record[at + 8 * i : at + 8 * i + 8] for i in range(n_pending))
     if at + 8 * n_pending != len(record):
         raise ValueError("its lengths do not add up")
-    score, as_of, until, digest = head[9:]
+    score, as_of, until, age_ms, missing, digest = head[9:]
     return Decision(
         model_version=model.decode(),
-        score=score,
+        score=None if math.isnan(score) else score,
         decision=DECISIONS[decision],
-        source=SOURCES[source & ~_NEAR],
+        source=ALL_SOURCES[source & ~_NEAR],
         degraded=degraded_causes(degraded),
         as_of_ms=as_of,
         valid_until_ms=until,
+        known_age_ms=age_ms if degraded & AGED else None,
+        missing=tuple(e for e in range(n_entities) if missing >> e & 1),
         feature_hash=digest,
         state_versions=versions,
         row=row,

@@ -30,10 +30,12 @@ from freshscore.features.redis_door import (
     ReplyError,
     Topology,
     command,
+    errors_in,
 )
 from freshscore.features.redis_keys import RedisKeys, slot_of, tag_of
 from freshscore.features.request_kernels import put_commands
 from freshscore.features.state_layout import StateLayout
+from freshscore.scoring.node_health import NodeHealth
 
 # epoch, watermark ms, complete since ms, number of markers: features/redis_progress.py.
 _PROGRESS: Final = struct.Struct("<8s3q")
@@ -52,7 +54,8 @@ class Fetched(msgspec.Struct, gc=False):
     states: of each entity of the program its bytes, or None. scores: candidates for the request's
     score, newest first. watermark_ms, complete_since_ms: of all nodes that were asked together;
     UNKNOWN where a node does not know since when. degraded: bits of features/tables.py. progress:
-    the summaries that were read, one for each node.
+    the summaries that were read, one for each node. missing: bits of the entities whose node did
+    not answer; of these nothing is known.
     """
 
     states: list[bytes | None]
@@ -61,6 +64,7 @@ class Fetched(msgspec.Struct, gc=False):
     complete_since_ms: int
     degraded: int
     progress: tuple[bytes, ...]
+    missing: int = 0
 
 
 class _Template:
@@ -76,7 +80,8 @@ class Exchanges:
     """The commands for one program's states, and the reading of their replies.
 
     scores: a model version and a number: so many recent scores of the first entity are asked for
-    too. Safe in many threads: each hands in a buffer of its own.
+    too. health: of the nodes; with it a node in trouble is left out, and what it has is `missing`;
+    without, all raise. Safe in many threads: each hands in a buffer of its own.
     """
 
     def __init__(
@@ -85,8 +90,10 @@ class Exchanges:
         keys: RedisKeys,
         layouts: Sequence[StateLayout],
         scores: tuple[str, int] | None = None,
+        health: NodeHealth | None = None,
     ) -> None:
         self.nodes = nodes
+        self._health = health
         self._keys = keys
         self._layouts = layouts
         self._templates = [
@@ -118,14 +125,21 @@ class Exchanges:
 
     def fetch(self, desk: Desk, row: bytes, limit_s: float) -> Fetched:
         """What the nodes hold for the payment in `row`. Raises Unavailable after `limit_s`."""
-        plan, lines = self._plan, desk.lines
+        plan, lines, health = self._plan, desk.lines, self._health
+        if health is not None and not health.is_quiet:
+            return self.fetch_all(desk, (row,), limit_s)[0]
         if plan.n > 1 or lines is None or not plan.topology is desk.topology is self.nodes.topology:
             return self.fetch_all(desk, (row,), limit_s)[0]
         found = self._put(id(row) + BYTES_AT, self._described_at, self._n, desk.address, 0)
         mask = found & 0xFFFF
         desk.prefix(plan.asks[0])
         request = desk.written(found >> _WRITTEN_SHIFT)
-        replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s, self._awake)[0]
+        try:
+            replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s, self._awake)[0]
+        except Unavailable:
+            if health is not None:
+                health.failed(plan.topology.addresses[0])
+            raise
         try:
             summary = plan.progress_of(_bytes_of(replies[0]))
             return self._fetched(replies[1:], mask, summary)
@@ -134,11 +148,11 @@ class Exchanges:
 
     def fetch_all(self, desk: Desk, rows: Sequence[bytes], limit_s: float) -> list[Fetched]:
         """The same for several rows, in one exchange."""
-        for _ in range(_MOST_MOVES):
+        for left in range(_MOST_MOVES, 0, -1):
             plan = self._planned()
             try:
                 lines = desk.lines_of(self.nodes, plan.topology, limit_s)
-                return self._from_many(lines, plan, desk, rows, limit_s)
+                return self._from_many(lines, plan, desk, rows, limit_s, is_last=left == 1)
             except _Moved:
                 self.nodes.refresh()
         raise Unavailable("the nodes of Redis keep moving")
@@ -184,9 +198,19 @@ class Exchanges:
         return Fetched(states, scores, *summary)
 
     def _from_many(
-        self, lines: Lines, plan: _Plan, desk: Desk, rows: Sequence[bytes], limit_s: float
+        self,
+        lines: Lines,
+        plan: _Plan,
+        desk: Desk,
+        rows: Sequence[bytes],
+        limit_s: float,
+        *,
+        is_last: bool,
     ) -> list[Fetched]:
-        """From each node what it owns; sent to all before any is read."""
+        """From each node what it owns; sent to all before any is read.
+
+        is_last: where slots keep moving, what the others have is taken.
+        """
         requests: list[list[bytes]] = [[] for _ in range(plan.n)]
         # Of each row the node that each command went to, -1 where its entity is absent.
         sent: list[list[int]] = []
@@ -214,17 +238,54 @@ class Exchanges:
             requests[0].append(plan.asks[0])
         joined: list[bytes | None] = [b"".join(parts) if parts else None for parts in requests]
         n_replies = [len(parts) for parts in requests]
-        replies = lines.exchange(joined, n_replies, limit_s, self._awake)
+        replies = self._exchanged(lines, plan, joined, n_replies, limit_s, is_last=is_last)
         progress = [_bytes_of(found[0]) if found else None for found in replies]
         following = [iter(found[1:]) for found in replies]
         answers = []
         for went in sent:
-            mine = [next(following[node]) for node in went if node >= 0]
+            known = [node >= 0 and bool(replies[node]) for node in went]
+            mine = [
+                next(following[node])
+                for node, is_known in zip(went, known, strict=True)
+                if is_known
+            ]
             concerned = {node for node in went if node >= 0} or {0}
-            summary = _progress_of([progress[node] for node in sorted(concerned)])
-            mask = sum((node >= 0) << number for number, node in enumerate(went))
-            answers.append(self._fetched(mine, mask, summary))
+            summary = _progress_of([progress[node] for node in sorted(concerned) if replies[node]])
+            answer = self._fetched(mine, _bits_of(known), summary)
+            answer.missing = _bits_of(
+                [went[e] >= 0 and not known[e] for e in range(len(self._layouts))]
+            )
+            answers.append(answer)
         return answers
+
+    def _exchanged(
+        self,
+        lines: Lines,
+        plan: _Plan,
+        requests: Sequence[bytes | None],
+        n_replies: Sequence[int],
+        limit_s: float,
+        *,
+        is_last: bool,
+    ) -> list[list[Reply]]:
+        """The replies of each node; none of one that is in trouble, where others are not."""
+        if self._health is None:
+            return lines.exchange(requests, n_replies, limit_s, self._awake)
+        found = self._health.exchange(
+            lines, plan.topology.addresses, requests, n_replies, limit_s, self._awake
+        )
+        replies: list[list[Reply]] = []
+        problem: Unavailable | None = None
+        for one in found:
+            moved = set() if isinstance(one, Unavailable) else errors_in(one) & MOVED_WORDS
+            if moved and is_last:
+                one = Unavailable(f"a node of Redis answers {min(moved)}")
+            if isinstance(one, Unavailable):
+                problem, one = problem or one, []
+            replies.append(one)
+        if problem is not None and not any(replies):
+            raise problem
+        return replies
 
 
 class Desk:
@@ -302,7 +363,7 @@ class _Moved(Exception):
 
 def _progress_of(summaries: Sequence[bytes | None]) -> _Summary:
     """Watermark, since when complete, degraded bits, summaries; of all of them together."""
-    watermark, since, degraded = 2**62, 0, 0
+    watermark, since, degraded = 2**62 if summaries else 0, 0, 0
     known: list[bytes] = []
     for summary in summaries:
         if summary is None or len(summary) < _PROGRESS.size or summary[:8] == _NO_EPOCH:
@@ -313,6 +374,10 @@ def _progress_of(summaries: Sequence[bytes | None]) -> _Summary:
         since = max(since, complete or t.UNKNOWN)
         known.append(summary)
     return watermark, since, degraded, tuple(known)
+
+
+def _bits_of(flags: Sequence[bool]) -> int:
+    return sum(flag << number for number, flag in enumerate(flags))
 
 
 def _bytes_of(reply: Reply) -> bytes | None:

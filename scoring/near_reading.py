@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 _PROBED: Final = 499
 
 
+_LONG_AGO_S: Final = 1e9
+
+
 class Following(Protocol):
     """Who keeps near states in step (invalidation/following.py).
 
     progress: summaries of what all near states hold at least. watermark_ms: lowest arrival that may
-    still come.
+    still come. in_step_s: when they were last known to be in step, on the monotonic clock.
     """
 
     @property
@@ -42,6 +45,11 @@ class Following(Protocol):
     @property
     def watermark_ms(self) -> int:
         """The instant, ms."""
+        ...
+
+    @property
+    def in_step_s(self) -> float:
+        """The instant."""
         ...
 
     @property
@@ -97,9 +105,17 @@ class NearReading:
 
     def look(self, seat: Seat, row: bytes) -> Fetched | None:
         """What an exchange for `row` would bring, if all of it is near and in step."""
+        return self.held(seat, row) if self._follower.may_serve() else None
+
+    @property
+    def age_ms(self) -> int:
+        """How long ago all near states were known to be in step."""
+        age_s = max(0.0, self._clock.monotonic_s() - self._follower.in_step_s)
+        return round(1_000 * min(age_s, _LONG_AGO_S))
+
+    def held(self, seat: Seat, row: bytes) -> Fetched | None:
+        """The same, in step or not: what was known `age_ms` ago is in it."""
         follower = self._follower
-        if not follower.may_serve():
-            return None
         progress, watermark_ms = follower.progress, follower.watermark_ms
         room = seat.near_room
         assert room is not None  # seats are made with one where this is

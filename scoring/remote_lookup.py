@@ -17,6 +17,7 @@ from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.request_store import RequestStore
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.exchanges import Desk, Exchanges, Fetched
+from freshscore.scoring.node_health import NodeHealth
 from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.remote_scores import ScoreKeeper, Worth, encoded, matching
 from freshscore.scoring.serving import HASH, Serving, keep
@@ -38,12 +39,17 @@ class RemoteLookup:
         like: RequestStore,
         serving: Serving,
         clock: Clock,
+        health: NodeHealth,
     ) -> None:
         redis = settings.redis
         self._clock = clock
         self._worth = Worth()
         self.asking = Exchanges(
-            nodes, names, like.layouts, scores=(serving.version, redis.score_copies)
+            nodes,
+            names,
+            like.layouts,
+            scores=(serving.version, redis.score_copies),
+            health=health,
         )
         keeper = ScoreKeeper(nodes, names, serving.version, redis.score_copies, redis.score_ttl_s)
         self._keeper = keeper

@@ -12,26 +12,35 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from freshscore.config.clock import Clock
 from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features import tables as t
-from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
+from freshscore.scoring.exchange_limit import TIMED
+from freshscore.scoring.exchanges import Desk, Exchanges, Fetched, tokens_of
 
 if TYPE_CHECKING:
     from freshscore.scoring.key_checking import KeyCheck
     from freshscore.scoring.near_reading import NearReading
+    from freshscore.scoring.node_health import NodeHealth
     from freshscore.scoring.pending import PendingEvents
     from freshscore.scoring.remote_lookup import RemoteLookup
     from freshscore.scoring.seats import Seat
+
+PARTLY: Final = "a node of Redis with a state of this payment does not answer"
+# Of what a deadline leaves: the rest is for the answer without Redis, and for timers of sockets,
+# which tick every 4 ms.
+_FOR_EXCHANGE: Final = 0.8
+_STEPS: Final = 1_024
 
 
 class RequestStates:
     """The way from exchanges into seats, for many threads.
 
     remote: brings candidate scores too, or None. near: looked into first, or None; a model that is
-    called wants the candidates of an exchange. limit_s: of one exchange.
+    called wants the candidates of an exchange. health: of the nodes, with the limit of an exchange.
+    limit_s: of making a connection.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class RequestStates:
         pending: PendingEvents,
         key_check: KeyCheck,
         clock: Clock,
+        health: NodeHealth,
         limit_s: float,
     ) -> None:
         self._exchanges = exchanges
@@ -48,6 +58,7 @@ class RequestStates:
         self._pending = pending
         self._key_check = key_check
         self._clock = clock
+        self._limit = health.limit
         self.limit_s = limit_s
         self.near: NearReading | None = None
         # Counts in one step under the interpreter's lock.
@@ -63,19 +74,31 @@ class RequestStates:
         with self._counting:
             return dict(self._n)
 
-    def left_s(self, ends_s: float | None) -> float:
+    def wait_s(self, ends_s: float | None) -> float:
+        """What may be waited for a seat by a request that must end at `ends_s`."""
+        return self._within(self._limit.limit_s, ends_s)
+
+    def left_s(self, desk: Desk, ends_s: float | None) -> float:
         """What an exchange may take that must end at `ends_s`. Raises Unavailable for nothing."""
+        lines = desk.lines
+        is_connected = lines is not None and lines.is_connected
+        return self._within(self._limit.limit_s if is_connected else self.limit_s, ends_s)
+
+    def _within(self, limit_s: float, ends_s: float | None) -> float:
         if ends_s is None:
-            return self.limit_s
-        left_s = ends_s - self._clock.monotonic_s()
+            return limit_s
+        left_s = _FOR_EXCHANGE * (ends_s - self._clock.monotonic_s())
         if left_s <= 0.0:
             raise Unavailable("no time is left to ask Redis")
-        return min(self.limit_s, left_s)
+        if left_s >= limit_s:
+            return limit_s
+        # In steps, for a socket must be told of each other limit.
+        return int(left_s * _STEPS) / _STEPS or left_s
 
     def fetch(self, seat: Seat, row: bytes, ends_s: float | None) -> tuple[Fetched, int]:
         """States of one row, near or in one exchange; the number of such ones until now.
 
-        ends_s: when the request is over. Raises Unavailable.
+        ends_s: when the request is over. What some nodes have may be missing. Raises Unavailable.
         """
         seat.ticket = self._pending.ticket()
         near = self.near
@@ -86,13 +109,22 @@ class RequestStates:
                 return found, near.next_hit()
             near.draw(seat)
         seat.is_near = False
-        limit_s = self.left_s(ends_s)
+        limit_s = self.left_s(seat.desk, ends_s)
+        started_s = self._clock.monotonic_s()
         remote = self._remote
-        if remote is None:
-            fetched = self._exchanges.fetch(seat.desk, row, limit_s)
-        else:
-            fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
+        try:
+            if remote is None:
+                fetched = self._exchanges.fetch(seat.desk, row, limit_s)
+            else:
+                fetched = remote.fetch(self._exchanges, seat.desk, row, limit_s)
+        except Unavailable:
+            self._note_lost(started_s, limit_s)
+            raise
         self.n_exchanges = number = self.next_exchange()
+        if fetched.missing:
+            self._note_lost(started_s, limit_s)
+        elif number % TIMED == 0 and limit_s == self._limit.limit_s:
+            self._limit.took(self._clock.monotonic_s() - started_s)
         return fetched, number
 
     def fetch_all(self, seat: Seat, rows: Sequence[bytes]) -> list[Fetched]:
@@ -102,12 +134,24 @@ class RequestStates:
             self.near.draw(seat)
         seat.is_near = False
         remote = self._remote
+        limit_s = self.limit_s
         if remote is None:
-            fetched = self._exchanges.fetch_all(seat.desk, rows, self.limit_s)
+            fetched = self._exchanges.fetch_all(seat.desk, rows, limit_s)
         else:
-            fetched = remote.fetch_all(self._exchanges, seat.desk, rows, self.limit_s)
+            fetched = remote.fetch_all(self._exchanges, seat.desk, rows, limit_s)
         self.n_exchanges = self.next_exchange()
         return fetched
+
+    def _note_lost(self, started_s: float, limit_s: float) -> None:
+        """An exchange brought less than it was sent for: was it the limit that ended it?"""
+        took_s = self._clock.monotonic_s() - started_s
+        if limit_s == self._limit.limit_s and took_s >= limit_s:
+            self._limit.gave_up(limit_s)
+
+    def check_key(self, seat: Seat, fetched: Fetched, ends_s: float | None) -> None:
+        """Raise WrongSecret where what was fetched is of another secret; Unavailable."""
+        if fetched.progress is not self._key_check.known:
+            self._key_check.check(seat.desk, fetched, self.left_s(seat.desk, ends_s))
 
     def take(
         self,
@@ -121,26 +165,32 @@ class RequestStates:
         """Put what was fetched, and what is pending, into the seat; identities of the latter.
 
         ends_s: when the request is over. is_one: of a single payment, whose entities are worth
-        keeping near. Raises Unavailable, WrongSecret.
+        keeping near. Raises Unavailable, also where something of it is missing; WrongSecret.
         """
         near = self.near
+        if fetched.missing:
+            raise Unavailable(PARTLY)
         if not seat.is_near:
-            if fetched.progress is not self._key_check.known:
-                self._key_check.check(seat.desk, fetched, self.left_s(ends_s))
+            self.check_key(seat, fetched, ends_s)
             if near is not None:
                 near.admit(seat, row, fetched, adds=is_one)
-        pending: tuple[bytes, ...] = ()
-        states = fetched.states
-        if self._pending.is_any:
-            tokens = tokens_of(row, len(states))
-            if self._pending.concerns(tokens):
-                states, pending = self._pending.united(tokens, states, seat.ticket)
+        states, pending = self.united(seat, row, fetched.states)
         if not seat.store.take(
             row, states, fetched.watermark_ms, fetched.complete_since_ms, fetched.degraded
         ):
             self._mend(seat, row, states, fetched, ends_s)
         self.watermark_ms = fetched.watermark_ms
         return pending
+
+    def united(
+        self, seat: Seat, row: bytes, states: list[bytes | None]
+    ) -> tuple[list[bytes | None], tuple[bytes, ...]]:
+        """States with what is pending of the entities of `row`, and the identities of that."""
+        if self._pending.is_any:
+            tokens = tokens_of(row, len(states))
+            if self._pending.concerns(tokens):
+                return self._pending.united(tokens, states, seat.ticket)
+        return states, ()
 
     def _mend(
         self,
@@ -156,7 +206,9 @@ class RequestStates:
         degraded = fetched.degraded
         tokens = tokens_of(row, len(states))
         for entity in late:
-            past = self._exchanges.past(seat.desk, entity, tokens[entity], self.left_s(ends_s))
+            past = self._exchanges.past(
+                seat.desk, entity, tokens[entity], self.left_s(seat.desk, ends_s)
+            )
             if past:
                 try:
                     states[entity] = store.with_past(entity, past)

@@ -10,6 +10,8 @@ import msgspec
 from freshscore.scoring import cache_layout as c
 
 SOURCES: Final = ("memo", "box", "cell", "computed")
+# And where no score could be given: the settings' decision (fallback.decision).
+ALL_SOURCES: Final = (*SOURCES, "fallback")
 DECISIONS: Final = ("approve", "review", "decline")
 CAUSES: Final = (
     "new",
@@ -25,7 +27,15 @@ _DEGRADED: Final = {
     c.TOO_MANY_EVENTS: "too many events",
     c.STATE_LOST: "state lost",
     c.STATE_DAMAGED: "state damaged",
+    c.STATE_UNREACHABLE: "state unreachable",
+    c.NOT_CURRENT: "states not current",
+    c.REMEMBERED: "remembered",
+    c.NOTHING_KNOWN: "nothing known",
 }
+# Those of answers that were given without Redis, or without all of it.
+WITHOUT_REDIS: Final = ("state unreachable", "states not current", "remembered", "nothing known")
+# Bits of those that go with an age.
+AGED: Final = c.NOT_CURRENT | c.REMEMBERED
 _SENTENCES: Final = {
     "too many events": (
         "an entity has had more events than store.max_events_per_entity, so its longest windows"
@@ -38,7 +48,24 @@ _SENTENCES: Final = {
     "state damaged": (
         "stored bytes of a state of this payment fail their check, so that state was left out"
     ),
+    "state unreachable": (
+        "a node with a state of this payment does not answer, so that entity is as if it were not"
+        " named"
+    ),
+    "states not current": (
+        "Redis does not answer, so states that this process holds were used, which lack what came"
+        " since known_age_ms"
+    ),
+    "remembered": (
+        "Redis does not answer, so this is the payment's last answer, as it was known_age_ms ago"
+    ),
+    "nothing known": (
+        "Redis does not answer and nothing is known of this payment here, so the decision is that"
+        " of the settings (fallback.decision)"
+    ),
 }
+# The status of a row of a batch for which Redis did not answer, beside those of the kernel.
+UNAVAILABLE: Final = -101
 
 _INT: Final = struct.Struct("<q").unpack_from
 # An identifier, and bytes that say nothing to a reader.
@@ -61,8 +88,9 @@ class ShownWithoutIdentifier(msgspec.Struct, frozen=True):
 class Result(ShownWithoutIdentifier, frozen=True, gc=False):
     """One answer.
 
-    transaction_id: as asked. score: float64. decision: approve, review or decline. source: memo,
-    box, cell or computed. as_of, valid_until: int ms UTC; until then time alone cannot change the
+    transaction_id: as asked. score: float64; None where it could not be given. decision: approve,
+    review or decline. source: memo, box, cell or computed; fallback for a decision of the settings
+    without a score. as_of, valid_until: int ms UTC; until then time alone cannot change the
     score. model_version: of the model that gave it. error: in a batch, why a row was set aside;
     then there is no score. pending: events of its entities that this process observed, which the
     score counts and Redis did not show yet; embedded none. near: whether its states were in this
@@ -159,6 +187,23 @@ class Result(ShownWithoutIdentifier, frozen=True, gc=False):
         return degraded_causes(bits) if bits else ()
 
     @property
+    def known_age_ms(self) -> int | None:
+        """How long ago what was used without Redis was known to be right; None where nothing was.
+
+        Of near states the time since they were in step, of a remembered answer that since it was
+        given.
+        """
+        age_ms: int = _INT(self.raw, c.OUT_KNOWN_AGE)[0]
+        bits: int = _INT(self.raw, c.OUT_DEGRADED)[0]
+        return age_ms if bits & AGED else None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Entities of the payment whose states could not be reached, and were left out."""
+        bits: int = _INT(self.raw, c.OUT_MISSING)[0]
+        return tuple(name for e, name in enumerate(self.entity_names) if bits >> e & 1)
+
+    @property
     def reason(self) -> str:
         """`degraded` as a sentence; empty if it is."""
         return "; ".join(_SENTENCES[cause] for cause in self.degraded)
@@ -170,20 +215,26 @@ def degraded_causes(bits: int) -> tuple[str, ...]:
 
 
 def result_of(
-    transaction_id: str, out: bytes, model_version: str, entity_names: tuple[str, ...]
+    transaction_id: str,
+    out: bytes,
+    model_version: str,
+    entity_names: tuple[str, ...],
+    pending: int = 0,
 ) -> Result:
     """The Result that a kernel wrote to `out`."""
     score, source, decision, as_of, valid_until = c.HEAD.unpack_from(out)
     return Result(
         transaction_id,
-        score,
+        None if source == c.FALLBACK else score,
         DECISIONS[decision],
-        SOURCES[source],
+        ALL_SOURCES[source],
         as_of,
         valid_until,
         model_version,
         entity_names,
         out,
+        None,
+        pending,
     )
 
 

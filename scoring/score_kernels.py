@@ -258,9 +258,10 @@ def _remember(
 
 
 @kernel
-def _write_out(
+def write_out(
     store: int, tier: int, row: int, as_of: int, entry: int, source: int, cause: int, out: int
 ) -> None:
+    """Report the score of `entry` and its decision, and count it."""
     score = f64(entry + c.SCORE)
     put_f64(out + c.OUT_SCORE, score)
     put_i64(out + c.OUT_SOURCE, source)
@@ -536,7 +537,7 @@ def score_in(context: int, row: int, as_of: int, out: int) -> int:
         _remember(context, row, as_of, low, high, entry)
         if moved:
             put_i64(entry + c.VALID_UNTIL, as_of)
-    _write_out(store, tier, row, as_of, entry, source, cause, out)
+    write_out(store, tier, row, as_of, entry, source, cause, out)
     return status
 
 

@@ -134,6 +134,8 @@ class _Check:
             return MOVED
         computed = float(model.predict(features.reshape(1, -1))[0])
         self._compare_kept(decision, computed)
+        # Only degraded decisions have none, and these are not compared.
+        assert decision.score is not None
         if _BITS.pack(computed) == _BITS.pack(decision.score):
             return EQUAL
         self._differ(decision, "decision", decision.score, computed)

@@ -234,9 +234,9 @@ class Scorer:
 
         rows: a pandas DataFrame (columns as in `freshscore.features.columns`), which gives a frame
         on its index with score, decision, source, as_of, valid_until, model_version, degraded,
-        complete_since and error; or a list of Transactions or mappings, which gives a list of
-        Results. A bad row has `error` and no score; so has one whose wait for another thread's
-        computation took too long.
+        known_age_ms, complete_since and error; or a list of Transactions or mappings, which gives a
+        list of Results. A bad row has `error` and no score; so has one whose wait for another
+        thread's computation took too long.
         Raises BadTransaction for an `as_of` that is no instant, BadModel, Closed, and TypeError for
         rows of another kind.
         """

@@ -2,6 +2,7 @@
 
 One answer: the commands for its states and its nodes' progress go out in one exchange; what came is
 checked, united with what is pending here, and scored by the kernel that scores embedded states.
+Where not all of it comes, the answer is what is known without (scoring/known_answers.py).
 Rule: the set that is served is the one that this request's exchange brought and what is pending;
 whatever is missing of it makes the answer degraded. Nothing is served from the cache without a
 lease. What leaves behind an answer (its decision, its score for others) never makes it wait.
@@ -10,6 +11,7 @@ lease. What leaves behind an answer (its decision, its score for others) never m
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -44,13 +46,15 @@ from freshscore.scoring.counts import counts_of
 from freshscore.scoring.decisions import packed
 from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
 from freshscore.scoring.key_checking import KeyCheck
+from freshscore.scoring.known_answers import KnownAnswer, KnownAnswers
 from freshscore.scoring.leases import CacheRight, Lease
 from freshscore.scoring.near_reading import NearReading
+from freshscore.scoring.node_health import NodeHealth
 from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.remote_lookup import RemoteLookup
-from freshscore.scoring.request_states import RequestStates
-from freshscore.scoring.result import DECISIONS, SOURCES, Result
+from freshscore.scoring.request_states import PARTLY, RequestStates
+from freshscore.scoring.result import DECISIONS, SOURCES, UNAVAILABLE, Result, result_of
 from freshscore.scoring.scorer import Scorer, check_deadline, set_aside, tier_limits
 from freshscore.scoring.seats import Seat, Seats, most_seats
 from freshscore.scoring.serving import ServableModel, Serving, with_model_score
@@ -69,6 +73,10 @@ _MOST_THREADS: Final = 32
 _CLOSING_S: Final = 5.0
 # One score in so many is timed: a prime, which no period of traffic fits.
 _TIMED: Final = 13
+# Answers that ask nobody take microseconds, and four threads seldom are at it at once.
+_SPARE_SEATS: Final = 4
+_SPARE_WAIT_S: Final = 0.01
+_NEARLY: Final = 0.79
 
 
 class SharedScorer(Scorer):
@@ -95,18 +103,18 @@ class SharedScorer(Scorer):
     ) -> None:
         store, redis = settings.store, settings.redis
         self._like = RequestStore(program, keys, StoreLimits.of(store))
-        serving = Serving(
-            self._like, model, tier_limits(settings), random_seed() if seed is None else seed
-        )
+        seed = random_seed() if seed is None else seed
+        serving = Serving(self._like, model, tier_limits(settings), seed)
         self._begin(settings, serving)
         if clock is not None:
             self._clock = clock
         self._nodes = nodes
         self._right = CacheRight(lease, self._clock)
         names = RedisKeys(redis.namespace, state_fingerprints(program))
-        self._exchanges = Exchanges(nodes, names, self._like.layouts)
+        self._health = NodeHealth(settings, self._clock, random.Random(seed))
+        self._exchanges = Exchanges(nodes, names, self._like.layouts, health=self._health)
         self._remote = (
-            RemoteLookup(settings, nodes, names, self._like, serving, self._clock)
+            RemoteLookup(settings, nodes, names, self._like, serving, self._clock, self._health)
             if shares_scores and model.forest is None
             else None
         )
@@ -114,8 +122,10 @@ class SharedScorer(Scorer):
         # Who follows the stream for near states keeps a connection for good.
         most = most_seats(redis.max_connections - redis.near)
         self._seats = Seats(self._like, serving.tier, widest, most)
+        # For answers that ask nobody, so that they wait for none that do.
+        self._spare = Seats(self._like, serving.tier, widest, _SPARE_SEATS)
         self._pending = PendingEvents(
-            redis.max_pending_events, redis.pending_s, self._clock, self._seats.oldest_ticket
+            redis.max_pending_events, redis.pending_s, self._clock, self._oldest_ticket
         )
         key_check = KeyCheck(nodes, names, keys.key_id, self._clock, redis.heartbeat_s)
         self._states = RequestStates(
@@ -124,7 +134,11 @@ class SharedScorer(Scorer):
             self._pending,
             key_check,
             self._clock,
+            self._health,
             redis.timeout_ms / 1000.0,
+        )
+        self._known = KnownAnswers(
+            settings.fallback, self._states, self._right, self._clock, self._call_model
         )
         self._writer = writer
         self._journal = journal
@@ -165,8 +179,10 @@ class SharedScorer(Scorer):
 
         deadline_ms: of the exchange with Redis (a connection that must be made for it included),
         and of the wait where the same score is being computed by another thread; above 0 and
-        finite. Raises BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable,
-        WrongSecret (the states that are read are of another), Closed, ForkedScorer.
+        finite. Where Redis does not answer in time the answer is degraded, or, if nothing is known
+        and the settings have no decision, DeadlineExceeded or Unavailable is raised. Raises
+        BadTransaction, AsOfTooOld, WrongSecret (the states that are read are of another), Closed,
+        ForkedScorer too.
         """
         serving = self._open_serving()
         if deadline_ms is not None:
@@ -175,20 +191,22 @@ class SharedScorer(Scorer):
         transaction = Transaction.of(tx)
         row = serving.packer.row(transaction)
         at_ms = self._instant(transaction, as_of)
-        limit_s = self._states.limit_s
-        if deadline_ms is not None:
-            limit_s = min(limit_s, deadline_ms / 1000.0)
+        ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
         try:
-            seat = self._seats.take(limit_s)
+            seat = self._seats.take(self._states.wait_s(ends_s))
             try:
-                return self._scored(seat, serving, transaction, row, at_ms, started_s, deadline_ms)
+                return self._scored(seat, serving, transaction, row, at_ms, started_s, ends_s)
             finally:
                 self._seats.give_back(seat)
         except Unavailable as problem:
+            result = self._without_redis(serving, transaction, row, at_ms)
+            if result is not None:
+                return result
             with self._counting:
                 self._n_unavailable += 1
             elapsed_ms = 1000.0 * (self._clock.monotonic_s() - started_s)
-            if deadline_ms is not None and elapsed_ms >= deadline_ms:
+            # A fifth of it was not for Redis.
+            if deadline_ms is not None and elapsed_ms >= _NEARLY * deadline_ms:
                 raise DeadlineExceeded(
                     f"deadline_ms = {deadline_ms} has passed: {problem}"
                 ) from problem
@@ -276,6 +294,8 @@ class SharedScorer(Scorer):
             found["decisions"] = outbox_counts(self._decisions)
         if self._remote is not None:
             found["remote_scores"] = self._remote.counts
+        found["nodes"] = self._health.counts
+        found["without_redis"] = self._known.counts
         if states.near is not None:
             found["near"] = states.near.counts
         if self._journal is not None:
@@ -307,7 +327,7 @@ class SharedScorer(Scorer):
 
     def take_near(self, near: NearReading) -> None:
         """From now on look for states in `near` first; before the first score."""
-        self._seats.near = near.states
+        self._seats.near = self._spare.near = near.states
         self._states.near = near
 
     def carry_out(self, told: Sequence[Invalidation]) -> None:
@@ -340,6 +360,9 @@ class SharedScorer(Scorer):
             return max(self._clock.now_ms(), transaction._time)
         return time_ms(as_of, "as_of")
 
+    def _oldest_ticket(self) -> int:
+        return min(self._seats.oldest_ticket(), self._spare.oldest_ticket())
+
     def _scored(
         self,
         seat: Seat,
@@ -348,10 +371,11 @@ class SharedScorer(Scorer):
         row: bytes,
         at_ms: int,
         started_s: float,
-        deadline_ms: float | None,
+        ends_s: float | None,
     ) -> Result:
-        ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
         fetched, number = self._states.fetch(seat, row, ends_s)
+        if fetched.missing:
+            return self._in_part(seat, serving, transaction, row, at_ms, fetched, ends_s)
         result = self._answered(
             seat, serving, transaction, row, at_ms, fetched, ends_s, is_one=True
         )
@@ -372,7 +396,7 @@ class SharedScorer(Scorer):
         *,
         is_one: bool = False,
     ) -> Result:
-        """The answer on what was fetched."""
+        """The answer on what was fetched, which is all that there is."""
         pending = self._states.take(seat, row, fetched, ends_s, is_one=is_one)
         is_cache_off = self._right.is_cache_off()
         seat.set_out(is_cache_off)
@@ -390,12 +414,9 @@ class SharedScorer(Scorer):
                 out = self._go_on(
                     serving, status, transaction, row, out, at_ms, left_ms, seat.context_at
                 )
-        if self._decide is not None:
-            n = len(serving.entity_names)
-            record = packed(
-                row, out, self._version_bytes, n, fetched.progress, pending, is_near=seat.is_near
-            )
-            self._decide(record)
+        self._note_decision(
+            serving, row, out, fetched.progress, pending, is_near=seat.is_near
+        )
         score, source, decision, at, until = _HEAD(out)
         return Result(
             transaction._transaction_id,
@@ -412,6 +433,70 @@ class SharedScorer(Scorer):
             seat.is_near,
         )
 
+    def _in_part(
+        self,
+        seat: Seat,
+        serving: Serving,
+        transaction: Transaction,
+        row: bytes,
+        at_ms: int,
+        fetched: Fetched,
+        ends_s: float | None,
+    ) -> Result:
+        """The answer where some nodes answered and others did not. Raises Unavailable."""
+        self._states.check_key(seat, fetched, ends_s)
+        answer = self._known.answer(serving, row, at_ms, seat, fetched)
+        if answer is None:
+            raise Unavailable(PARTLY)
+        return self._told(serving, transaction, row, at_ms, answer)
+
+    def _without_redis(
+        self, serving: Serving, transaction: Transaction, row: bytes, at_ms: int
+    ) -> Result | None:
+        """The answer where nothing came of Redis; None where there is none."""
+        seat = self._spare.take(_SPARE_WAIT_S)
+        try:
+            seat.ticket = self._pending.ticket()
+            answer = self._known.answer(serving, row, at_ms, seat, None)
+        finally:
+            self._spare.give_back(seat)
+        return None if answer is None else self._told(serving, transaction, row, at_ms, answer)
+
+    def _told(
+        self,
+        serving: Serving,
+        transaction: Transaction,
+        row: bytes,
+        at_ms: int,
+        answer: KnownAnswer,
+    ) -> Result:
+        self._check_instant(answer.status, transaction, at_ms)
+        out = answer.out
+        self._note_decision(serving, row, out, answer.progress, answer.pending)
+        return result_of(
+            transaction._transaction_id,
+            out,
+            serving.version,
+            serving.entity_names,
+            len(answer.pending),
+        )
+
+    def _note_decision(
+        self,
+        serving: Serving,
+        row: bytes,
+        out: bytes,
+        progress: Sequence[bytes],
+        pending: Sequence[bytes],
+        *,
+        is_near: bool = False,
+    ) -> None:
+        if self._decide is not None:
+            n = len(serving.entity_names)
+            self._decide(
+                packed(row, out, self._version_bytes, n, progress, pending, is_near=is_near)
+            )
+
     def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
         results: list[Result] = []
         for first in range(0, len(rows), ROWS_AT_ONCE):
@@ -426,22 +511,55 @@ class SharedScorer(Scorer):
             try:
                 transaction = Transaction.of(row)
                 good.append((number, transaction, serving.packer.row(transaction)))
-            except BadTransaction as problem:
-                results[number] = set_aside(serving, row, problem)
+            except BadTransaction as wrong:
+                results[number] = set_aside(serving, row, wrong)
+        instants = [self._instant(transaction, at_ms) for _, transaction, _ in good]
+        fetched: Sequence[Fetched | None] = [None] * len(good)
+        problem: Unavailable | None = None
         seat = self._seats.take(self._states.limit_s)
         try:
-            fetched = self._states.fetch_all(seat, [row for _, _, row in good])
-            for (number, transaction, row), found in zip(good, fetched, strict=True):
-                instant = self._instant(transaction, at_ms)
+            try:
+                fetched = self._states.fetch_all(seat, [row for _, _, row in good])
+            except Unavailable as caught:
+                problem = caught
+            for (number, transaction, row), found, instant in zip(
+                good, fetched, instants, strict=True
+            ):
                 try:
-                    results[number] = self._answered(
-                        seat, serving, transaction, row, instant, found, None
+                    results[number] = self._one_of_some(
+                        seat, serving, transaction, row, instant, found, problem
                     )
-                except (BadTransaction, AsOfTooOld, DeadlineExceeded) as problem:
-                    results[number] = set_aside(serving, transaction, problem)
+                except (BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable) as trouble:
+                    results[number] = set_aside(serving, transaction, trouble)
         finally:
             self._seats.give_back(seat)
-        return [result for result in results if result is not None]
+        answered = [result for result in results if result is not None]
+        if problem is not None and all(one.decision is None for one in answered):
+            raise problem
+        return answered
+
+    def _one_of_some(
+        self,
+        seat: Seat,
+        serving: Serving,
+        transaction: Transaction,
+        row: bytes,
+        at_ms: int,
+        fetched: Fetched | None,
+        problem: Unavailable | None,
+    ) -> Result:
+        """The answer to a row whose exchange, if it brought nothing, met `problem`."""
+        try:
+            if fetched is None:
+                raise problem or Unavailable(PARTLY)
+            if fetched.missing:
+                return self._in_part(seat, serving, transaction, row, at_ms, fetched, None)
+            return self._answered(seat, serving, transaction, row, at_ms, fetched, None)
+        except Unavailable:
+            result = self._without_redis(serving, transaction, row, at_ms)
+            if result is None:
+                raise
+            return result
 
     def _tabled(self, serving: Serving, table: PaymentTable, at_ms: int) -> Scored:
         from freshscore.scoring.batch import score_table
@@ -450,8 +568,13 @@ class SharedScorer(Scorer):
         seat = self._seats.take(self._states.limit_s)
         try:
             now_ms = self._clock.now_ms()
-            states = TableStates(serving, seat, self._states, self._remote, self._right, now_ms)
-            return score_table(serving, table, at_ms, self._flights, wait_s, states)
+            states = TableStates(
+                serving, seat, self._states, self._remote, self._right, self._known, now_ms
+            )
+            scored = score_table(serving, table, at_ms, self._flights, wait_s, states)
+            if states.problem is not None and (scored.statuses == UNAVAILABLE).all():
+                raise states.problem
+            return scored
         finally:
             self._seats.give_back(seat)
 
@@ -477,6 +600,7 @@ class SharedScorer(Scorer):
             self._states.near.close()
         self._async.close()
         self._seats.close()
+        self._spare.close()
         if self._decisions is not None:
             self._decisions.close(_CLOSING_S)
         if self._remote is not None:

@@ -61,7 +61,7 @@ def check_decisions(deployment: Deployment, told: Sequence[dict[str, Any]]) -> i
         assert one.value is not None
         decision = unpacked(one.value)
         assert decision.model_version == model().version
-        assert 0.0 <= decision.score <= 1.0
+        assert decision.score is None or 0.0 <= decision.score <= 1.0
         assert len(decision.row) == n_row
         assert len(decision.state_versions) == n_entities
         assert decision.transaction in asked

@@ -86,7 +86,8 @@ class GivenLease:
 class SharedWorld:
     """A shared scorer on a real Redis, and the embedded world that is told the same.
 
-    Time stands still on `clock`, unless a test moves it, or gives another.
+    Time stands still on `clock`, unless a test moves it, or gives another. groups: settings of
+    other groups.
     """
 
     def __init__(
@@ -103,13 +104,16 @@ class SharedWorld:
         redis_settings: dict[str, Any] | None = None,
         kafka_settings: dict[str, Any] | None = None,
         clock: Clock | None = None,
+        **groups: dict[str, Any],
     ) -> None:
         self.limits = limits or Limits(horizon_ms=scaled.horizon_ms)
         self.embedded = World(scaled.specification, model, self.limits)
         self.program = compiled(scaled.specification)
         self.keys = Keys(self.program, SECRET)
         self.names = RedisKeys(namespace, state_fingerprints(self.program))
-        self.settings = self._settings(url, namespace, cluster, redis_settings, kafka_settings)
+        self.settings = self._settings(
+            url, namespace, cluster, redis_settings, {"kafka": kafka_settings or {}, **groups}
+        )
         self.nodes = Nodes.open(self.settings.redis)
         self.clock = VirtualClock(MONDAY_MS)
         self._clock = clock or self.clock
@@ -147,7 +151,7 @@ class SharedWorld:
         namespace: str,
         cluster: bool,
         redis_settings: dict[str, Any] | None,
-        kafka_settings: dict[str, Any] | None,
+        groups: dict[str, dict[str, Any]],
     ) -> Settings:
         limits = self.limits
         return Settings.model_validate(
@@ -170,7 +174,7 @@ class SharedWorld:
                     "cluster": cluster,
                     **(redis_settings or {}),
                 },
-                "kafka": kafka_settings or {},
+                **groups,
             }
         )
 
