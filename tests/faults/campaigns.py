@@ -38,6 +38,7 @@ _CHUNK = 12
 _LAST_FLOW_S = 0.5
 # Ten a second, beside 240 messages of the stream.
 _SCORED_EVERY_S = 0.1
+_DEADLINE_MS = 2_000.0
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Seen:
     n_decisions: int = 0
     n_scores: int = 0
     n_searched: int = 0
+    # What scorers counted of their answers, all of them together.
+    answers: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         outcomes = ", ".join(f"{n:,} {what}" for what, n in sorted(self.outcomes.items()))
@@ -109,12 +112,15 @@ class Lane:
         self.deployment.end(process, signal.SIGKILL)
         self.seen.kills["SIGKILL"] += 1
 
-    def begin_scorers(self, n: int) -> None:
+    def begin_scorers(
+        self, n: int, *, every_s: float = _SCORED_EVERY_S, deadline_ms: float = _DEADLINE_MS
+    ) -> None:
         """Scorers that score, observe and label a little beside the stream."""
         own = self.deployment
         for number in range(n):
             told = own.folder.with_name(f"{own.folder.name}-told-{number}")
-            own.start_scorer(self.stream.mark, self.chance.getrandbits(32), told, _SCORED_EVERY_S)
+            seed = self.chance.getrandbits(32)
+            own.start_scorer(self.stream.mark, seed, told, every_s, deadline_ms)
         wait_until(lambda: all(one.has_begun for one in own.scorers), "the scorers have begun")
 
     def kill_scorer(self) -> None:
@@ -131,6 +137,7 @@ class Lane:
             counted, sent = said["counted"], said["stats"]["decisions"]
             assert sent["sent"] + sent["lost"] == counted["scored"] > 0
             assert sent["waiting"] == 0
+            self.seen.answers.update(counted)
 
     def stop(self, process: Process) -> None:
         """End a consumer as SIGTERM does."""

@@ -237,7 +237,9 @@ class Deployment(Ground):
         self.processes.append(Process(self._launcher, {"start": command}, log, begun))
         return self.processes[-1]
 
-    def start_scorer(self, mark: str, seed: int, told: Path, every_s: float) -> Process:
+    def start_scorer(
+        self, mark: str, seed: int, told: Path, every_s: float, deadline_ms: float
+    ) -> Process:
         """A scorer in a process of its own (tests/faults/scorer_process.py)."""
         number = len(self.scorers_told)
         self.scorers_told.append(told)
@@ -250,6 +252,7 @@ class Deployment(Ground):
             "number": number,
             "told": str(told),
             "every_s": every_s,
+            "deadline_ms": deadline_ms,
         }
         log = self.folder / f"scorer-{number}.log"
         self.scorers.append(Process(self._launcher, {"score": order}, log, b"scoring\n"))

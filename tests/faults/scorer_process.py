@@ -4,6 +4,7 @@ Each payment is scored, then observed, and some are labelled. What is about to b
 written to a file of the test's own, with its identifiers, for nobody else could tell what hashed
 messages mean, and what became of it to another beside that; what the scorer says of itself goes to
 its log, which is searched for identifiers.
+What each score took, and whether it said that it was degraded, is counted too.
 Rule: trouble with a server is counted and never ends it; anything else does, with its traceback.
 """
 
@@ -32,7 +33,6 @@ from tests.faults.streams import Stream
 
 BEGUN: Final = "scoring"
 _DONE: Final = "done: "
-_DEADLINE_MS: Final = 2_000.0
 _FLUSHED_S: Final = 20.0
 # How often it says how it stands.
 _SAID_EVERY: Final = 20
@@ -58,7 +58,7 @@ def run(order: Mapping[str, Any]) -> int:
     """Score until SIGTERM; 0.
 
     order: settings, name and horizon_s of the deployment, mark of the stream, seed, number of this
-    scorer, told (the file), and every_s between two payments.
+    scorer, told (the file), every_s between two payments, and deadline_ms of each.
     """
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -75,7 +75,7 @@ def run(order: Mapping[str, Any]) -> int:
             # The requests of the checks at the end have the numbers below a million.
             number = 1_000_000 * (1 + order["number"]) + counted["payments"]
             counted["payments"] += 1
-            _one(scorer, stream, number, told, answered, counted)
+            _one(scorer, stream, number, order["deadline_ms"], told, answered, counted)
             if counted["payments"] % _SAID_EVERY == 0:
                 print(json.dumps(scorer.stats()), flush=True)
         scorer.flush(_FLUSHED_S)
@@ -87,6 +87,7 @@ def _one(
     scorer: Scorer,
     stream: Stream,
     number: int,
+    deadline_ms: float,
     told: TextIO,
     answered: TextIO,
     counted: Counter[str],
@@ -99,8 +100,10 @@ def _one(
     answer: dict[str, Any] = {"transaction_id": payment.transaction_id, "is_observed": False}
     started_s = clock.monotonic_s()
     try:
-        result = scorer.score(payment, deadline_ms=_DEADLINE_MS)
+        result = scorer.score(payment, deadline_ms=deadline_ms)
         counted["scored"] += 1
+        counted.update(f"degraded: {cause}" for cause in result.degraded)
+        counted["degraded"] += bool(result.degraded)
         if number % _SAID_EVERY == 0:
             print(repr(result), repr(payment), flush=True)
     except (Unavailable, DeadlineExceeded) as problem:
@@ -108,6 +111,9 @@ def _one(
         answer["problem"] = str(problem)
         print(repr(problem), flush=True)
     scored_s = clock.monotonic_s()
+    took_ms = 1_000 * (scored_s - started_s)
+    counted["longest_ms"] = max(counted["longest_ms"], round(took_ms))
+    counted["late"] += took_ms > deadline_ms
     try:
         scorer.observe(payment)
         answer["is_observed"] = True

@@ -263,16 +263,25 @@ def test_an_entity_that_is_not_near_is_missing_and_not_new(
     world.scorer.score(payment(1))
     server.kill()
     follower.is_in_step = False
-    asked = payment(2, merchant="m-2", card="c-7")
-    # Of these only the terminal was seen.
-    named = {name: value for name, value in asked.entities.items() if name == "terminal"}
-    [kept] = [one.name for one in world.program.entities if one.name in named] or [""]
-    found = world.scorer.score(asked) if kept else None
-    if found is None:
-        with pytest.raises(Unavailable):
-            world.scorer.score(asked)
-        return
+    first, second = [entity.name for entity in world.program.entities]
+    asked = payment(2, card="c-7")
+    assert first == "card"
+    alone = Transaction(
+        asked.transaction_id,
+        asked.time,
+        asked.amount_minor,
+        asked.currency,
+        {second: asked.entities[second]},
+    )
+    found = world.scorer.score(asked)
     assert found.degraded == ("state unreachable", "states not current")
+    assert found.missing == ("card",)
+    assert same_bits(found.score, world.embedded.scorer.score(alone, as_of=AT_MS).score)
+    # A new card would have been given another one: as it is once Redis says that it is new.
+    assert not same_bits(found.score, world.embedded.scorer.score(asked, as_of=AT_MS).score)
+    server.start()
+    world.report(AT_MS, SINCE_MS)
+    assert world.scorer.score(asked).degraded == ()
     world.close()
 
 
