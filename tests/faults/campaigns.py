@@ -137,7 +137,9 @@ class Lane:
             counted, sent = said["counted"], said["stats"]["decisions"]
             assert sent["sent"] + sent["lost"] == counted["scored"] > 0
             assert sent["waiting"] == 0
+            longest_ms = max(self.seen.answers["longest_ms"], counted.pop("longest_ms"))
             self.seen.answers.update(counted)
+            self.seen.answers["longest_ms"] = longest_ms
 
     def stop(self, process: Process) -> None:
         """End a consumer as SIGTERM does."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import pytest
 from kafka import KafkaProducer
 from numpy.typing import NDArray
 
-from freshscore import Result, Scorer, SettingsError
+from freshscore import Result, Scorer, SettingsError, Unavailable
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.invalidation.assembling import open_consumer
 from freshscore.invalidation.publishing import STREAM
@@ -62,8 +64,9 @@ def until(is_so: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to be so")
 
 
-def opened(deployment: SharedDeployment, *, near: bool) -> Scorer:
+def opened(deployment: SharedDeployment, *, near: bool, **more: object) -> Scorer:
     given = deployment.given | {"redis.near": near, "redis.near_max_bytes": 1 << 20}
+    given |= {name.replace("__", "."): value for name, value in more.items()}
     return Scorer.open("shared", settings=given, model=model)
 
 
@@ -231,3 +234,46 @@ def test_near_states_need_a_connection_of_their_own(deployment: SharedDeployment
     given = deployment.given | {"redis.near": True, "redis.max_connections": 2}
     with pytest.raises(SettingsError, match=r"max_connections = 2: near states need"):
         Scorer.open("shared", settings=given, model=model)
+
+
+def test_near_states_answer_while_redis_stands_still_and_say_how_old_they_are(
+    deployment: SharedDeployment, redis_server: RedisServer
+) -> None:
+    """Also beyond the silence after which they are forgotten once Redis answers again."""
+
+    def agree_again() -> bool:
+        try:
+            return agree(near, plain)
+        except Unavailable:
+            return False
+
+    waiting = threading.Event()
+    with (
+        consuming(deployment),
+        # Longer than this machine may stand still by itself.
+        opened(deployment, near=True, redis__heartbeat_s=0.3) as near,
+        opened(deployment, near=False) as plain,
+    ):
+        deployment.send(recent(60))
+        until(lambda: is_applied(deployment))
+        until(lambda: agree(near, plain))
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            until(lambda: not near.stats()["near"]["in_step"])
+            waiting.wait(0.3)
+            at_ms = now_ms() + 1_000
+            first = [near.score(one, as_of=at_ms, deadline_ms=200) for one in asked(at_ms)]
+            waiting.wait(0.3)
+            later = [near.score(one, as_of=at_ms, deadline_ms=200) for one in asked(at_ms)]
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        assert {one.degraded for one in (*first, *later)} == {("states not current",)}
+        ages = [
+            (one.known_age_ms or 0, two.known_age_ms or 0)
+            for one, two in zip(first, later, strict=True)
+        ]
+        assert all(150 <= one <= two - 290 for one, two in ages), ages
+        until(agree_again)
+        # Nothing had been sent meanwhile, so what was known was all that there was.
+        for one, found in zip(asked(at_ms), first, strict=True):
+            assert told(found)[:3] == told(plain.score(one, as_of=at_ms))[:3]

@@ -21,6 +21,7 @@ from freshscore.features.near_states import NearStates
 from freshscore.features.redis_keys import slot_of, tag_of
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.control import EVERYTHING, Invalidation
+from freshscore.scoring import cache_layout
 from freshscore.scoring.decisions import Decision, unpacked
 from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.result import Result
@@ -355,6 +356,27 @@ def test_a_node_that_is_away_leaves_its_states_out_and_nothing_else(
         (("state unreachable",), (0,)),
         (("state unreachable",), (1,)),
     }
+    world.close()
+
+
+def test_marks_that_are_taken_out_are_missed(
+    cluster: Any, scaled: Scaled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary: without them an answer would differ from the whole one and not say so."""
+    monkeypatch.setattr(cache_layout, "STATE_UNREACHABLE", 0)
+    world = made(cluster.url, scaled, cluster=True, clock=SystemClock())
+    card, merchant, _, other = apart(world, cluster.primaries)
+    entities = {"card": card, "merchant": merchant, "terminal": merchant}
+    for number in range(40):
+        world.observe(Transaction(f"b-{number}", AT_MS - 10 * number, 900, "EUR", entities))
+    # The identifier key is checked before anything is answered, and with all nodes.
+    assert world.scorer.score(payment(1), as_of=AT_MS).degraded == ()
+    with stopped(cluster.primaries[other]):
+        asked = Transaction("asked", AT_MS, 777, "EUR", entities)
+        found = world.scorer.score(asked, as_of=AT_MS)
+    expected = world.embedded.scorer.score(asked, as_of=AT_MS)
+    assert found.degraded == ()
+    assert found.state_versions != expected.state_versions
     world.close()
 
 
