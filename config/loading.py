@@ -27,7 +27,7 @@ _FILE_VARIABLE = "FRESHSCORE_CONFIG"
 _FILE_IN_FOLDER = Path("freshscore.toml")
 DEFAULT_ORIGIN = "default"
 # Values that hold a password, or may.
-_SECRET = ("kafka.password", "redis.password", "redis.url")
+_SECRET = ("kafka.password", "redis.password", "redis.sentinel_password", "redis.url")
 _MOST_SHOWN = 200  # characters of a value in a message: more is a file put in the wrong place
 
 

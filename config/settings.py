@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,24 +25,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from freshscore.config.redis_url import SCHEMES, RedisUrl, redis_url
+
 # A name of letters and digits, or an address of IPv6 in brackets, and a port.
 _SERVER: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _MOST_PORT: Final = 65_535
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
-# Behind the "?" of redis.url. Those that ask an OCSP responder, or hold a certificate themselves,
-# are left out: they have no form as text that the client reads rightly.
-_TLS_OPTIONS: Final = (
-    "ssl_ca_certs",
-    "ssl_ca_path",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_ciphers",
-    "ssl_keyfile",
-    "ssl_min_version",
-    "ssl_password",
-)
-_PASSWORD_IN_URL: Final = "holds a password, which belongs into FRESHSCORE_REDIS__PASSWORD"
 
 
 def _topic_name(value: str) -> str:
@@ -208,8 +195,10 @@ class JournalSettings(_Group):
 class RedisSettings(_Group):
     """Where states are kept, so that many processes share them."""
 
-    url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^rediss?://", max_length=4_096)
+    url: str = Field(default="redis://127.0.0.1:6379/0", pattern=SCHEMES, max_length=4_096)
     password: SecretStr | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
     cluster: bool = False
     namespace: str = Field(default="fs", pattern=r"^[A-Za-z0-9_.-]+$", max_length=32)
     timeout_ms: int = Field(default=1_000, ge=1, le=60_000)
@@ -231,39 +220,14 @@ class RedisSettings(_Group):
 
     @field_validator("url")
     @classmethod
-    def _url_of_a_database(cls, value: str) -> str:
-        # First of all: no other message may quote a part of what is a password.
-        if ":" in value.partition("://")[2].rpartition("@")[0]:
-            raise ValueError(_PASSWORD_IN_URL)
-        try:
-            parts = urlsplit(value)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError(f"must have a host, and a port from 1 to {_MOST_PORT}") from None
-        if not host or port == 0:
-            raise ValueError(f"must have a host, and a port from 1 to {_MOST_PORT}")
-        if not re.fullmatch(r"/?|/[0-9]{1,5}", parts.path) or parts.fragment:
-            raise ValueError("must name the database by its number, or none: redis://HOST:6379/0")
-        _refuse_options(parts)
+    def _url_as_it_is_read(cls, value: str) -> str:
+        redis_url(value)
         return value
 
-
-def _refuse_options(parts: SplitResult) -> None:
-    """Raise ValueError for what stands behind the "?" of redis.url and is no option of TLS."""
-    given = parse_qs(parts.query, keep_blank_values=True)
-    if "password" in given:
-        raise ValueError(_PASSWORD_IN_URL)
-    strange = sorted(given.keys() - _TLS_OPTIONS)
-    if strange:
-        raise ValueError(
-            f"has unknown options: {', '.join(strange)}; those that there are:"
-            f" {', '.join(_TLS_OPTIONS)}"
-        )
-    if given and parts.scheme != "rediss":
-        raise ValueError(f"has options of TLS ({', '.join(given)}), which needs rediss://")
-    empty = [name for name, values in given.items() if "" in values]
-    if empty:
-        raise ValueError(f"gives no value to {', '.join(empty)}")
+    @property
+    def parsed_url(self) -> RedisUrl:
+        """What the URL names."""
+        return redis_url(self.url)
 
 
 class BreakerSettings(_Group):
@@ -392,6 +356,10 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             redis.max_connections >= 3 or not redis.near,
             f"redis.max_connections = {redis.max_connections}: near states need a connection of"
             " their own, so at least 3",
+        ),
+        (
+            redis.parsed_url.primary is None or not redis.cluster,
+            "redis.url names Sentinels, and redis.cluster is true: nodes of a cluster have none",
         ),
         (
             len({*topics}) == len(topics),

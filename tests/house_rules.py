@@ -29,7 +29,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "invalidation/kafka_writing.py",
     ),
     "lightgbm": ("scoring/lightgbm_door.py",),
-    "redis": ("features/redis_door.py",),
+    "redis": ("features/redis_connecting.py",),
 }
 # Libraries that must enter by one module, whichever that is.
 SINGLE_DOORS = (

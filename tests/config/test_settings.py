@@ -143,6 +143,20 @@ BAD_URLS = [
     ("rediss://host/0?ssl_nonsense", "unknown options: ssl_nonsense"),
     ("redis://host/0?ssl_ca_certs=ca.pem", "needs rediss://"),
     ("rediss://host/0?ssl_ca_certs=", "no value to ssl_ca_certs"),
+    ("redis+sentinel://host", "must name the primary"),
+    ("redis+sentinel://host/0/1/2", "must name the primary"),
+    ("redis+sentinel://host/name/zero", "must name the primary"),
+    ("redis+sentinel:///name", "each Sentinel by its host"),
+    ("redis+sentinel://one,/name", "each Sentinel by its host"),
+    ("redis+sentinel://one,two:0/name", "port from 1 to 65535"),
+    ("redis+sentinel://one:99999/name", "port from 1 to 65535"),
+    ("redis+sentinel://[::1,two/name", "each Sentinel by its host"),
+    (f"redis+sentinel://{','.join(['one'] * 33)}/name", "at most 32"),
+    ("redis+sentinel://user:hunter2@one,two/name", "FRESHSCORE_REDIS__PASSWORD"),
+    ("redis+sentinel://one,two/name?password=hunter2", "FRESHSCORE_REDIS__PASSWORD"),
+    ("redis+sentinel://one/name?ssl_ca_certs=ca.pem", "needs rediss://"),
+    ("rediss+sentinel://one/name?ssl_nonsense=1", "unknown options: ssl_nonsense"),
+    ("http+sentinel://one/name", "match"),
 ]
 
 
@@ -199,10 +213,18 @@ def test_impossible_url_of_redis_is_an_error_that_shows_no_password(url: str, li
         ("redis.url", "redis://host:6379/"),
         ("redis.url", "redis://user@[::1]:6379/15"),
         ("redis.url", "rediss://u@h/0?ssl_ca_certs=/a/ca.pem&ssl_certfile=c&ssl_keyfile=c"),
+        ("redis.url", "redis+sentinel://one/name"),
+        ("redis.url", "rediss+sentinel://u@one:1,[::1]:2,t_w.o/A-b_c.9/15?ssl_ca_certs=/a/ca.pem"),
     ],
 )
 def test_addresses_and_names_as_systems_have_them_are_taken(key: str, value: str) -> None:
     assert dict(flat(load_settings(settings={key: value}, env={})))[key] == value
+
+
+def test_sentinels_know_no_cluster() -> None:
+    together = {"redis.url": "redis+sentinel://one/name", "redis.cluster": True}
+    with pytest.raises(SettingsError, match=r"redis\.url names Sentinels, and redis\.cluster is"):
+        load_settings(settings=together, env={})
 
 
 RELATIONS: list[dict[str, object]] = [

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 import pytest
+import redis
 from pydantic import SecretStr
 
 from freshscore.config.clock import SystemClock
@@ -48,6 +49,15 @@ def redis_settings(url: str, **given: Any) -> RedisSettings:
         url = f"{scheme}://{name + '@' if name else ''}{host}"
         given = {"password": SecretStr(password)} | given
     return RedisSettings(url=url, **given)
+
+
+def client_of(nodes: Nodes) -> Any:
+    """A client of the library's own for the same servers; whoever asks closes it."""
+    settings = nodes.settings
+    password = settings.password and settings.password.get_secret_value()
+    made: type[redis.Redis | redis.RedisCluster]
+    made = redis.RedisCluster if settings.cluster else redis.Redis
+    return made.from_url(settings.url, password=password)
 
 
 class MemoryPlace:

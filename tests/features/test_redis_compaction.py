@@ -41,7 +41,7 @@ from tests.features.stored_states import (
     Ground,
     Payment,
 )
-from tests.features.stores import EPOCH, SERVERS, RedisPlace, opened_nodes
+from tests.features.stores import EPOCH, SERVERS, RedisPlace, client_of, opened_nodes
 
 CARD, MERCHANT, TERMINAL = 0, 1, 2
 
@@ -428,11 +428,12 @@ def test_no_identifier_and_no_raw_token_is_in_redis(place: RedisPlace, nodes: No
     store.observe(place.ground.row(secretive))
     store.label(place.ground.row(secretive), 0, True, NOON_MS, NOON_MS, False)
     n_found = 0
-    for key in nodes.client.scan_iter(match=f"{place.namespace}:*"):
-        n_found += 1
-        held = nodes.client.dump(key)
-        assert b"131313" not in key + held
-        assert b"424242" not in key + held
+    with client_of(nodes) as client:
+        for key in client.scan_iter(match=f"{place.namespace}:*"):
+            n_found += 1
+            held = client.dump(key)
+            assert b"131313" not in key + held
+            assert b"424242" not in key + held
     assert n_found >= 4
 
 

@@ -9,6 +9,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -28,6 +29,7 @@ from freshscore.scoring.leases import Lease
 from freshscore.scoring.serving import ServableModel
 from freshscore.scoring.shared_scorer import SharedScorer
 from freshscore.simulations.clock import VirtualClock
+from tests.features.stores import client_of
 from tests.laws.law_specifications import Scaled
 from tests.laws.traffic import Traffic
 from tests.laws.worlds import MONDAY_MS, SECRET, Limits, World
@@ -178,10 +180,10 @@ class SharedWorld:
             }
         )
 
-    @property
+    @cached_property
     def client(self) -> redis.Redis:
         """The library's own client."""
-        client: redis.Redis = self.nodes.client
+        client: redis.Redis = client_of(self.nodes)
         return client
 
     def report(self, watermark_ms: int, complete_since_ms: int, epoch: bytes = EPOCH) -> None:

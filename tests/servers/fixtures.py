@@ -22,14 +22,15 @@ import pytest
 if TYPE_CHECKING:
     from tests.servers.certificates import Authority
     from tests.servers.kafka_broker import KafkaBroker
+    from tests.servers.redis_sentinels import RedisSentinels
     from tests.servers.redis_servers import RedisCluster, RedisServer
     from tests.servers.secured_kafka import SecuredKafka
 
 _STARTING = frozenset(
     {"kafka", "redis_server", "redis_cluster", "own_kafka", "own_redis", "own_cluster"}
-    | {"secured_kafka"}
+    | {"own_sentinels", "secured_kafka"}
 )
-Started = TypeVar("Started", "KafkaBroker", "RedisServer", "RedisCluster")
+Started = TypeVar("Started", "KafkaBroker", "RedisServer", "RedisCluster", "RedisSentinels")
 _MAY_START: pytest.StashKey[bool] = pytest.StashKey()
 # What was started, by what it said of itself, in this process and in its workers.
 _STARTED: pytest.StashKey[collections.Counter[str]] = pytest.StashKey()
@@ -51,6 +52,12 @@ class OwnCluster(Protocol):
     """Starts a Redis Cluster of the test's own; the arguments are RedisCluster's."""
 
     def __call__(self, **options: Any) -> RedisCluster: ...
+
+
+class OwnSentinels(Protocol):
+    """Starts Sentinels with a primary and its replica; the arguments are RedisSentinels'."""
+
+    def __call__(self, **options: Any) -> RedisSentinels: ...
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +140,14 @@ def own_redis(pytestconfig: pytest.Config) -> Iterator[OwnRedis]:
     from tests.servers.redis_servers import RedisServer
 
     yield from _starter(pytestconfig, "Redis", RedisServer)
+
+
+@pytest.fixture
+def own_sentinels(pytestconfig: pytest.Config) -> Iterator[OwnSentinels]:
+    """Starts Sentinels whose servers this test may kill; they end with it."""
+    from tests.servers.redis_sentinels import RedisSentinels
+
+    yield from _starter(pytestconfig, "Redis with Sentinels", RedisSentinels)
 
 
 @pytest.fixture

@@ -249,7 +249,33 @@ class RedisCluster:
             replica.wait_until(replica.follows, _CLUSTER_LIMIT_S)
 
 
-class _ClusterNode(RedisServer):
+class ReplicatedRedis(RedisServer):
+    """A server that is a primary or a replica, and may change from one to the other."""
+
+    name = "a Redis server of several"
+
+    def ask(self, command: str, *arguments: object) -> Any:
+        """The reply to a command of this server alone, as the client parses it."""
+        with self.client() as client:
+            return client.execute_command(command, *arguments)
+
+    def is_primary(self) -> bool:
+        return self._replication().get("role") == "master"
+
+    def follows(self) -> bool:
+        """Whether it is a replica that has copied its primary."""
+        return self._replication().get("master_link_status") == "up"
+
+    def _replication(self) -> dict[str, Any]:
+        """What it says of that; nothing while it changes, which ends its connections."""
+        try:
+            with self.client() as client:
+                return _info(client, "replication")
+        except redis.ConnectionError:
+            return {}
+
+
+class _ClusterNode(ReplicatedRedis):
     """A server of a cluster; its second port is the one that nodes talk to each other on."""
 
     name = "a node of the Redis Cluster"
@@ -258,25 +284,11 @@ class _ClusterNode(RedisServer):
     def bus_port(self) -> int:
         return self._ports[1].number
 
-    def ask(self, command: str, *arguments: object) -> Any:
-        """The reply to a command of this node alone, as the client parses it."""
-        with self.client() as client:
-            return client.execute_command(command, *arguments)
-
     def knows(self, n_nodes: int) -> bool:
         return int(self.ask("CLUSTER INFO")["cluster_known_nodes"]) == n_nodes
 
     def sees_all_slots(self) -> bool:
         return bool(self.ask("CLUSTER INFO")["cluster_state"] == "ok")
-
-    def is_primary(self) -> bool:
-        with self.client() as client:
-            return bool(_info(client, "replication")["role"] == "master")
-
-    def follows(self) -> bool:
-        """Whether it is a replica that has copied its primary."""
-        with self.client() as client:
-            return _info(client, "replication").get("master_link_status") == "up"
 
     def _prepare(self) -> None:
         super()._prepare()
