@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
-from tests.freshscore.shared_deployment import SECRET, SPECIFICATION, SharedDeployment
-from tests.security.access_rules import USERNAME, documented_for_clusters, documented_user
+from tests.freshscore.shared_deployment import SECRET, SPECIFICATION
+from tests.security.access_rules import ROLES, Role, redis_lines, username
+from tests.security.guarded import Guarded, Settings
 from tests.servers.certificates import Authority
 from tests.servers.fixtures import OwnCluster, OwnRedis
 from tests.servers.redis_servers import RedisCluster, RedisServer, Tls
@@ -18,21 +19,17 @@ from tests.servers.secured_kafka import SecuredKafka
 REDIS_PASSWORD = "five-seconds-and-a-door"
 ADMIN_PASSWORD = "nobody-but-the-tests"
 
-Settings = dict[str, Any]
-Deploy = Callable[..., SharedDeployment]
+Deploy = Callable[..., Guarded]
 
 
 class SecuredRedis(NamedTuple):
-    """A server, or a cluster, that the documented user may use; as_user: the settings for that."""
+    """A server, a cluster, or one with Sentinels, that has the users of config/deploy.
+
+    roles: for each the settings with which its process is that user.
+    """
 
     server: RedisServer | RedisCluster
-    as_user: Settings
-
-
-@pytest.fixture
-def redis_user(namespace: str) -> str:
-    """The line of redis.conf that makes the documented user."""
-    return documented_user(namespace, REDIS_PASSWORD)
+    roles: dict[Role, Settings]
 
 
 @pytest.fixture
@@ -40,31 +37,44 @@ def secure(
     own_redis: OwnRedis,
     own_cluster: OwnCluster,
     authority: Authority,
-    redis_user: str,
+    namespace: str,
 ) -> Callable[..., SecuredRedis]:
-    """Starts a Redis with TLS and a user; user: another line; asks_clients: for certificates."""
+    """Starts a Redis with TLS and users.
+
+    without: a command that all of them lack; asks_clients: for certificates.
+    """
 
     def start(
-        *, cluster: bool = False, asks_clients: bool = False, user: str = redis_user
+        *, cluster: bool = False, asks_clients: bool = False, without: str | None = None
     ) -> SecuredRedis:
         client = authority.issued("client") if asks_clients else None
         tls = Tls(authority.ca_file, authority.issued("redis"), asks_clients, client)
         begin = own_cluster if cluster else own_redis
-        line = f"{user} {documented_for_clusters()}" if cluster else user
-        server = begin(tls=tls, password=ADMIN_PASSWORD, settings=[line])
-        as_user = {"redis.url": server.url_of(USERNAME), "redis.password": REDIS_PASSWORD}
-        return SecuredRedis(server, as_user | {"redis.cluster": cluster})
+        lines = redis_lines(
+            "redis-users.conf", password=REDIS_PASSWORD, namespace=namespace, without=without
+        )
+        server = begin(tls=tls, password=ADMIN_PASSWORD, settings=lines)
+        return SecuredRedis(server, {role: as_role(server, role, cluster) for role in ROLES})
 
     return start
 
 
-def with_password(broker: SecuredKafka) -> Settings:
-    """Settings of a client with SASL_SSL and SCRAM-SHA-512."""
+def as_role(server: RedisServer | RedisCluster, role: Role, cluster: bool) -> Settings:
+    """Settings of a process that is a user of Redis."""
+    return {
+        "redis.url": server.url_of(username(role)),
+        "redis.password": REDIS_PASSWORD,
+        "redis.cluster": cluster,
+    }
+
+
+def with_password(broker: SecuredKafka, role: Role = "scorer") -> Settings:
+    """Settings of a client with SASL_SSL and SCRAM-SHA-512, which may do what it was allowed."""
     return {
         "kafka.bootstrap_servers": broker.scram,
         "kafka.security_protocol": "SASL_SSL",
         "kafka.ca_file": str(broker.authority.ca_file),
-        "kafka.username": broker.username,
+        "kafka.username": username(role),
         "kafka.password": broker.password,
     }
 
@@ -90,11 +100,12 @@ def deploy(
 ) -> Deploy:
     """Makes deployments that read the same topics, each with a group and states of its own.
 
-    The one that is called "secured" has the namespace of the documented user.
+    The one that is called "secured" has the namespace that the users may use. roles: what each
+    kind of process is given beside the settings.
     """
     monkeypatch.setenv("FRESHSCORE_SECRET", SECRET)
 
-    def make(name: str, settings: Settings) -> SharedDeployment:
+    def make(name: str, settings: Settings, *roles: Mapping[Role, Settings]) -> Guarded:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "small.toml").write_text(SPECIFICATION, "utf-8")
@@ -106,12 +117,14 @@ def deploy(
             "kafka.session_s": 6.0,
             "redis.url": redis_server.url,
             "redis.namespace": namespace if name == "secured" else f"{namespace}-{name}",
+            # Handshakes of TLS on a busy machine.
+            "redis.timeout_ms": 10_000,
             "redis.heartbeat_s": 0.05,
             "redis.lease_s": 2.0,
             "redis.compact_records": 2,
         }
         for topic in ("transactions", "labels", "decisions", "dead_letters"):
             given[f"kafka.{topic}_topic"] = f"{namespace}-{topic}"
-        return SharedDeployment(folder, given | settings)
+        return Guarded(folder, given | settings, roles)
 
     return make

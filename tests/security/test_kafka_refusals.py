@@ -16,7 +16,8 @@ from freshscore.invalidation.kafka_admin import LogAdmin
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.kafka_refusals import refusal
 from freshscore.invalidation.kafka_writing import LogWriter
-from tests.security.conftest import Settings, with_certificate, with_password
+from tests.security.conftest import with_certificate, with_password
+from tests.security.guarded import Settings
 from tests.servers.certificates import Authority
 from tests.servers.secured_kafka import SecuredKafka
 
@@ -49,7 +50,10 @@ def other(tmp_path: Path) -> Authority:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"password": "not-this-one"}, r"refuses kafka.username = freshscore or kafka.password"),
+        (
+            {"password": "not-this-one"},
+            r"refuses kafka.username = freshscore-scorer or kafka.password",
+        ),
         ({"username": "nobody"}, r"refuses kafka.username = nobody or kafka.password"),
         ({"sasl_mechanism": "PLAIN"}, r"does not offer kafka.sasl_mechanism = PLAIN"),
         ({"username": None}, r"needs kafka.username and kafka.password; kafka.username is not set"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,21 +16,27 @@ from numpy.typing import NDArray
 
 from freshscore import CallableModel, CohortThresholds, Result, Scorer
 from freshscore.config.clock import SystemClock
+from freshscore.config.loading import load_settings
 from freshscore.features.packing import Packer
+from freshscore.features.redis_commands import replies_to
+from freshscore.features.redis_door import command
+from freshscore.features.redis_former_nodes import forget_former_nodes
+from freshscore.features.redis_scripts import SWAP
 from freshscore.features.transaction import Transaction
+from freshscore.invalidation.control import Control
 from freshscore.invalidation.deployment import Deployment
+from freshscore.invalidation.deployment import opened as opened_deployment
 from freshscore.invalidation.holding import Hold
 from tests.freshscore.shared_deployment import (
     CARDS,
     MERCHANTS,
-    SharedDeployment,
     label,
     now_ms,
     payment,
     recent,
 )
 from tests.freshscore.test_shared_backfill import file_of, past
-from tests.security.access_rules import commands_in, documented_for_clusters
+from tests.security.access_rules import ROLES, Role, commands_of, kafka_rules
 from tests.security.conftest import (
     Deploy,
     SecuredRedis,
@@ -34,11 +44,18 @@ from tests.security.conftest import (
     with_certificate,
     with_password,
 )
+from tests.security.guarded import Guarded
 from tests.servers.redis_servers import RedisCluster, RedisServer
-from tests.servers.secured_kafka import SecuredKafka
+from tests.servers.secured_kafka import Rule, SecuredKafka
 
 Secure = Callable[..., SecuredRedis]
+Watch = Callable[[str], contextlib.AbstractContextManager[None]]
 _MODEL_MS = 4
+_BY_RULE = re.compile(
+    r"is Allowed .*based on rule MatchingAcl\(acl=StandardAcl\(resourceType=(\w+),"
+    r" resourceName=(\S+), patternType=LITERAL, principal=User:(\S+), host=\*, operation=(\w+),"
+    r" permissionType=ALLOW"
+)
 
 
 def dear(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -60,8 +77,8 @@ class Later(SystemClock):
         return super().monotonic_s() + self.ahead_s
 
 
-def opened(deployment: SharedDeployment) -> Scorer:
-    return Scorer.open("shared", settings=deployment.given, model=MODEL)
+def opened(deployment: Guarded) -> Scorer:
+    return Scorer.open("shared", settings=deployment.given_to("scorer"), model=MODEL)
 
 
 def requests(at_ms: int) -> list[dict[str, Any]]:
@@ -88,47 +105,76 @@ def versions(found: Deployment) -> list[Any]:
     return [found.store.versions(row) for row in rows]
 
 
-def go_through(own: SharedDeployment, beside: SharedDeployment) -> None:
-    """A stream, scores, what scorers send, invalidations, verification; twice with equal ends."""
-    assert own.run("topics", "check", "--create") == 0
+def unwatched(*_: str) -> contextlib.nullcontext[None]:
+    """Nobody looks at what is used."""
+    return contextlib.nullcontext()
+
+
+def go_through(own: Guarded, beside: Guarded, during: Watch = unwatched) -> None:
+    """A stream, scores, what scorers send, invalidations, verification; twice with equal ends.
+
+    during: told who is at work, where it is one kind of process alone, or an operator and a scorer.
+    """
+    with during("operator"):
+        assert own.run("topics", "check", "--create") == 0
     payments = recent(60)
     labels = [label(payments[3]), label(payments[5], looked_up=False)]
     own.send([*payments, *payments[:9]], labels)
     own.send_bytes(own.settings.kafka.transactions_topic, [b"no payment"])
-    assert own.consume() == beside.consume()
+    with during("consumer"):
+        applied = own.consume()
+    assert applied == beside.consume()
     at_ms = now_ms() + 1_000
-    with opened(own) as scorer, opened(beside) as other:
-        assert answers(scorer, at_ms) == answers(other, at_ms)
-        mine = payment(7_000, now_ms())
-        scorer.observe(mine)
-        scorer.label("payment-7", fraud=True)
-        assert scorer.score(requests(at_ms)[mine_card(mine)], as_of=at_ms).pending == 1
-        scorer.flush(30.0)
-        with Scorer.open("shared", settings=own.given | {"redis.near": True}, model=dear) as near:
+    with opened(beside) as other:
+        with during("scorer"), opened(own) as scorer:
+            assert answers(scorer, at_ms) == answers(other, at_ms)
+            mine = payment(7_000, now_ms())
+            scorer.observe(mine)
+            scorer.label("payment-7", fraud=True)
+            assert scorer.score(requests(at_ms)[mine_card(mine)], as_of=at_ms).pending == 1
+            scorer.flush(30.0)
+        with Scorer.open(
+            "shared", settings=own.given_to("scorer") | {"redis.near": True}, model=dear
+        ) as near:
             assert own.consume() == beside.consume()
             # It has read what was published, and has looked whether that is all.
             threading.Event().wait(0.5)
             assert near.stats()["near"]["messages"] > 0
             assert near.stats()["near"]["troubles"] == 0
-        at_ms = now_ms() + 2_000
-        assert answers(scorer, at_ms) == answers(other, at_ms)
-        with own.opened() as found, beside.opened() as plainly:
-            assert versions(found) == versions(plainly)
-            card = own.token(found, "card", CARDS[0]).hex()
-        assert scorer.stats()["remote_scores"]["sent"] > 0
-        ended = own.figures("cache", "invalidate", "--entity", "card", "--hash", card)
-        assert (ended["n_scorers"], ended["n_behind"], ended["n_dropped"]) == (1, 0, 1)
-        assert own.run("cache", "invalidate", "--everything") == 0
-        assert answers(scorer, at_ms) == answers(other, at_ms)
-        own.figures("cache", "show", "--entity", "card", "--hash", card, "--model", MODEL.version)
+            with during("scorer"):
+                threading.Event().wait(0.5)
+        with opened(own) as scorer:
+            at_ms = now_ms() + 2_000
+            with during("scorer"):
+                assert answers(scorer, at_ms) == answers(other, at_ms)
+            with own.opened() as found, beside.opened() as plainly:
+                assert versions(found) == versions(plainly)
+                card = own.token(found, "card", CARDS[0]).hex()
+            assert scorer.stats()["remote_scores"]["sent"] > 0
+            with during("scorer and operator"):
+                ended = own.figures("cache", "invalidate", "--entity", "card", "--hash", card)
+            assert (ended["n_scorers"], ended["n_behind"], ended["n_dropped"]) == (1, 0, 1)
+            assert own.run("cache", "invalidate", "--everything") == 0
+            with during("scorer"):
+                assert answers(scorer, at_ms) == answers(other, at_ms)
+    with opened_deployment(load_settings("shared", settings=own.given_to("scorer"))) as found:
+        # The lease of one that has died.
+        Control(found.nodes, found.settings.redis.namespace).renew("dead", 1, -1)
+    with during("operator"):
+        by_an_operator(own, card, payments[0]["time"] - 1_000)
+
+
+def by_an_operator(own: Guarded, card: str, before_ms: int) -> None:
+    """What an operator does while no scorer is at work."""
+    own.run("cache", "invalidate", "--everything")
+    own.figures("cache", "show", "--entity", "card", "--hash", card, "--model", MODEL.version)
     verified = own.figures("verify")
     assert {one["verdict"] for one in verified["states"]["findings"]} == {"equal"}
     assert own.figures("lag")
     own.figures("entities", "show", "--entity", "card", "--hash", card)
     assert len(own.figures("dead-letters", "list")["letters"]) == 1
     own.run("dead-letters", "resend")
-    data = file_of(own, past(40, payments[0]["time"] - 1_000))
-    own.figures("backfill", "--data", data)
+    own.figures("backfill", "--data", file_of(own, past(40, before_ms)))
     with own.opened() as found:
         # What a long backfill does.
         clock = Later()
@@ -141,9 +187,41 @@ def mine_card(mine: dict[str, Any]) -> int:
     return CARDS.index(mine["entities"]["card"])
 
 
-def test_kafka_with_a_password_over_tls(secured_kafka: SecuredKafka, deploy: Deploy) -> None:
-    own = deploy("secured", with_password(secured_kafka))
-    go_through(own, deploy("plain", plain(secured_kafka)))
+def test_kafka_with_a_password_over_tls_and_the_rights_of_the_deployment(
+    secured_kafka: SecuredKafka, deploy: Deploy, tmp_path: Path
+) -> None:
+    """Each process needs each right that it is given, and tries nothing else."""
+    broker = secured_kafka
+    own = deploy("secured", {}, {role: with_password(broker, role) for role in ROLES})
+    rules = kafka_rules(tmp_path, named_in(own))
+    broker.allow(rules)
+    n_before = len(broker.decisions())
+    go_through(own, deploy("plain", plain(broker)))
+    said = broker.decisions()[n_before:]
+    assert [line for line in said if "is Denied" in line] == []
+    assert {*rules} - {told_of(line) for line in said} == set()
+
+
+def named_in(own: Guarded) -> dict[str, str]:
+    """The names that config/deploy/kafka-acls.sh asks for."""
+    kafka = own.settings.kafka
+    return {
+        "TRANSACTIONS": kafka.transactions_topic,
+        "LABELS": kafka.labels_topic,
+        "DECISIONS": kafka.decisions_topic,
+        "DEAD_LETTERS": kafka.dead_letters_topic,
+        "GROUP": kafka.group,
+    }
+
+
+def told_of(line: str) -> Rule | None:
+    """The rule by which the broker allowed something, as its log says; None for no such line."""
+    found = _BY_RULE.search(line)
+    if found is None:
+        return None
+    kind, name, user, operation = found.groups()
+    words = "".join(word.capitalize() for word in operation.split("_"))
+    return Rule(user, words, kind.lower(), name)
 
 
 def test_kafka_with_a_client_certificate(secured_kafka: SecuredKafka, deploy: Deploy) -> None:
@@ -152,21 +230,66 @@ def test_kafka_with_a_client_certificate(secured_kafka: SecuredKafka, deploy: De
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_redis_with_tls_and_the_documented_user(
-    secured_kafka: SecuredKafka, deploy: Deploy, secure: Secure, redis_user: str, cluster: bool
+def test_redis_with_tls_and_the_users_of_the_deployment(
+    secured_kafka: SecuredKafka, deploy: Deploy, secure: Secure, cluster: bool
 ) -> None:
-    """The user needs each command that the documentation lists, and tries no other."""
+    """Each user needs each command that its line has, and no process tries another."""
     redis = secure(cluster=cluster)
-    reset_counts(redis.server)
     assert refused(redis.server) == []
-    own = deploy("secured", plain(secured_kafka) | redis.as_user)
-    go_through(own, deploy("plain", plain(secured_kafka)))
-    listed = commands_in(redis_user)
-    if cluster:
-        # Members are removed where slots have moved.
-        listed |= commands_in(documented_for_clusters()) - {"srem"}
-    assert listed - used(redis.server) == set()
+    own = deploy("secured", plain(secured_kafka), redis.roles)
+    at_work = AtWork(redis.server)
+    go_through(own, deploy("plain", plain(secured_kafka)), at_work.during)
+    work_that_is_rare(own, at_work)
+    for role in ROLES:
+        of_clusters = {"cluster|slots", "sadd", "smembers", "srem"}
+        needed = commands_of(role) - (set() if cluster else of_clusters)
+        if role == "consumer" and not cluster:
+            # Of nodes that have lost what the log lacks too, or slots.
+            needed -= {"del"}
+        assert needed - at_work.used(role) == set(), role
     assert refused(redis.server) == []
+
+
+def work_that_is_rare(own: Guarded, at_work: AtWork) -> None:
+    """What a stream of a few seconds does not bring about."""
+    for role in ("consumer", "operator"):
+        with opened_deployment(load_settings("shared", settings=own.given_to(role))) as found:
+            key = found.redis_keys.markers("0") + role.encode()
+            given = (hashlib.sha1(b"x", usedforsecurity=False).hexdigest().encode(), b"y", b"z")
+            keys = (b"2", key, key + b":p")
+            folding = command(b"EVALSHA", SWAP.digest, *keys, b"1", *given, b"60", b"1000")
+            with at_work.during(role):
+                replies_to(found.nodes, [(b"0", command(b"APPEND", key, b"x"))])
+                assert replies_to(found.nodes, [(b"0", folding)]) == [[1, 1]]
+            if role == "consumer" and found.settings.redis.cluster:
+                with at_work.during(role):
+                    assert forget_former_nodes(found.nodes, found.redis_keys) == 0
+                layouts = found.redis_keys.markers("").rpartition(b":")[2].decode()
+                known = found.redis_keys.control(f"tags:{layouts}")
+                former = command(b"SADD", known, b"12345")
+                replies_to(found.nodes, [(b"control", former)])
+                with at_work.during(role):
+                    assert forget_former_nodes(found.nodes, found.redis_keys) == 1
+
+
+class AtWork:
+    """Which commands were carried out while one kind of process was at work."""
+
+    def __init__(self, redis: RedisServer | RedisCluster) -> None:
+        self._redis = redis
+        self._used: dict[str, set[str]] = {}
+
+    @contextlib.contextmanager
+    def during(self, who: str) -> Iterator[None]:
+        """Look at what is carried out while the context lasts."""
+        reset_counts(self._redis)
+        yield
+        self._used[who] = self._used.get(who, set()) | used(self._redis)
+
+    def used(self, role: Role) -> set[str]:
+        """What is an operator's beside a scorer is what no scorer does without one."""
+        both = self._used["scorer and operator"] - self._used["scorer"]
+        return self._used[role] | (both if role == "operator" else set())
 
 
 def servers_of(redis: RedisServer | RedisCluster) -> list[RedisServer]:

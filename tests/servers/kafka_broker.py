@@ -37,6 +37,8 @@ class KafkaBroker(Server):
     """
 
     name = "the Kafka broker"
+    # For its Java machine, beside those that all have.
+    java_options: Sequence[str] = ()
     # 3.4 s on a quiet machine, 5 to 8.4 s after kill -9.
     start_limit_s = 90.0
 
@@ -108,7 +110,7 @@ class KafkaBroker(Server):
         heap = f"-Xmx{self._heap_mb}m"
         properties = str(self._folder / "server.properties")
         options = [*arguments, "-c", properties] if arguments else [properties]
-        return ["java", heap, *_JAVA, "-cp", f"{_JARS}/*", program, *options]
+        return ["java", heap, *_JAVA, *self.java_options, "-cp", f"{_JARS}/*", program, *options]
 
     def _answers(self) -> bool:
         """Whether it serves, and is not fenced: until then no partition finds a leader."""

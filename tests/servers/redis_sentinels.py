@@ -6,6 +6,7 @@ The raw client is used here on purpose: tests look at the product from outside o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 import redis
@@ -55,6 +56,10 @@ class SentinelServer(RedisServer):
         """The port of the primary, as this Sentinel names it."""
         with self.client() as client:
             return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY)[1])
+
+    def names(self, server: RedisServer) -> bool:
+        """Whether that is the primary that it names."""
+        return self.named() == server.port
 
     def _prepare(self) -> None:
         file = self._folder / "sentinel.conf"
@@ -165,9 +170,12 @@ class RedisSentinels:
         replica.wait_until(replica.follows, _LIMIT_S)
         for sentinel in self.sentinels:
             sentinel.start()
-        n = len(self.sentinels)
+        self.wait_until_known()
+
+    def wait_until_known(self) -> None:
+        """Until each Sentinel knows the others and the replica; ServerFailed if it takes long."""
         for one in self.sentinels:
-            one.wait_until(lambda one=one: one.knows(n), _LIMIT_S)  # type: ignore[misc]
+            one.wait_until(partial(one.knows, len(self.sentinels)), _LIMIT_S)
 
     def fail_over(self, limit_s: float = _LIMIT_S) -> ReplicatedRedis:
         """Kill the primary, and wait until its replica has taken its place; the new primary."""
@@ -176,7 +184,7 @@ class RedisSentinels:
         (other,) = (one for one in self.nodes if one is not gone)
         other.wait_until(other.is_primary, limit_s)
         for one in self.sentinels:
-            one.wait_until(lambda one=one: one.named() == other.port, limit_s)  # type: ignore[misc]
+            one.wait_until(partial(one.names, other), limit_s)
         return other
 
     def flush(self) -> None:

@@ -77,10 +77,11 @@ class RedisServer(Server):
         super().__init__(n_ports)
         self._password = password
         self._tls = tls
-        self._settings = [f"appendonly {'yes' if appendonly else 'no'}", *settings]
+        self._settings = [f"appendonly {'yes' if appendonly else 'no'}"]
         if password is not None:
-            # A replica shows its primary the password that clients show.
+            # A replica shows its primary the password that clients show, unless told otherwise.
             self._settings += [f"requirepass {password}", f"masterauth {password}"]
+        self._settings += settings
 
     @property
     def url(self) -> str:
