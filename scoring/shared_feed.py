@@ -68,6 +68,8 @@ class SharedFeed:
             )
         packer = self._packer
         value = encode_transaction(packer.program, packer.keys.key_id, transaction, row)
+        if len(value) > self._settings.max_message_bytes:
+            raise BadTransaction(self._too_long(value))
         records = self._by_token(row, lambda entity: self._records.event(row, entity))
         event = self._pending.add(records)
         time_ms = time_of(row)
@@ -113,6 +115,8 @@ class SharedFeed:
             )
         except BadTransaction as problem:
             raise BadFact(str(problem)) from None
+        if len(value) > self._settings.max_message_bytes:
+            raise BadFact(self._too_long(value))
 
         def done(at: Delivered | None) -> None:
             # Only now is it known since when the facts are: not before they arrived.
@@ -148,6 +152,13 @@ class SharedFeed:
                 " this scorer only scores"
             )
         return self._writer
+
+    def _too_long(self, value: bytes) -> str:
+        # Consumers would set it aside; a broker that refuses it would be asked again and again.
+        return (
+            f"its message has {len(value)} bytes; kafka.max_message_bytes is"
+            f" {self._settings.max_message_bytes}"
+        )
 
     def _acknowledged(self, event: PendingEvent, time_ms: int, at: Delivered | None) -> None:
         limits = self._acceptance
