@@ -34,6 +34,7 @@ from freshscore.config.errors import (
     Unavailable,
 )
 from freshscore.invalidation.delivery import Delivered
+from freshscore.invalidation.journal_disk import JournalDisk
 from freshscore.invalidation.journal_folders import JournalFolder
 from freshscore.invalidation.journal_limits import JournalLimits
 from freshscore.invalidation.journal_records import HEADER_BYTES, record, record_bytes
@@ -63,11 +64,9 @@ class Journal:
         self.others_oldest_ms: int | None = None
         self.n_appended = 0
         self.n_refused = 0
-        self.n_synced = 0
         self._clock = clock
         self._appending = threading.Lock()
         self._refusal: FreshscoreError | None = None
-        self._sync_problem: str | None = None
         self._waiting = WaitingTimes(max(1, limits.most_age_ms // _STEPS))
         # Oldest first.
         self._told: OrderedDict[tuple[Segment, int], Told] = OrderedDict()
@@ -79,6 +78,7 @@ class Journal:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder = JournalFolder.made(parent, clock.now_ms())
             self._active = self._next_segment()
+            self.disk = JournalDisk(self.folder)
             sync_path(parent)
             free = shutil.disk_usage(parent).free
         except OSError as problem:
@@ -136,8 +136,8 @@ class Journal:
             if self._refusal is not None:
                 raise self._refusal
             try:
-                if self._sync_problem is not None:
-                    raise Unavailable(f"journal.path {self.parent}: {self._sync_problem}")
+                if self.disk.problem is not None:
+                    raise Unavailable(f"journal.path {self.parent}: {self.disk.problem}")
                 self._check_age()
                 segment = self._segment_for(n_bytes)
                 at = segment.size
@@ -153,7 +153,7 @@ class Journal:
             self._made_bytes += n_bytes
             segment.size = end = at + n_bytes
         if not self.limits.fsync_s:
-            self._sync_up_to(segment, end)
+            self.disk.sync_up_to(segment, end)
 
     def whom_to_tell(self, segment: Segment, at: int) -> Told | None:
         """Who asked where the message at this place comes to stand; from now on nobody."""
@@ -163,30 +163,6 @@ class Journal:
         """How old the oldest event is that waits and counts; None where nothing waits."""
         with self._appending:
             return self._age_ms()
-
-    def sync_old(self) -> None:
-        """Bring to the disk what has been waiting since the last call.
-
-        Called every half `fsync_s`: what waits is on the disk when it is `fsync_s` old. Trouble is
-        counted and logged, and `append` tells it until it has ended.
-        """
-        try:
-            for segment in self.folder.segments:
-                old_to, segment.size_at_last_look = segment.size_at_last_look, segment.size
-                if max(segment.mark, segment.synced_to) < old_to:
-                    with segment.syncing:
-                        self._sync(segment)
-        except FileNotFoundError:
-            # All of it was acknowledged meanwhile.
-            pass
-        except OSError as problem:
-            if self._sync_problem is None:
-                logging.getLogger("freshscore").error(
-                    "the journal in %s is not brought to the disk: %s", self.parent, problem
-                )
-            self._sync_problem = problem.strerror or type(problem).__name__
-        else:
-            self._sync_problem = None
 
     def remove_acknowledged(self) -> list[Segment]:
         """Remove what the log has, and say which segments. For one thread. Raises OSError."""
@@ -289,26 +265,6 @@ class Journal:
                 f"journal.path {self.parent} has no room for {n_bytes} bytes: {problem.strerror}"
             )
         return Unavailable(f"journal.path {self.parent}: {problem.strerror}")
-
-    def _sync_up_to(self, segment: Segment, end: int) -> None:
-        """See that everything before `end` is on the disk; those who wait meanwhile share one."""
-        with segment.syncing:
-            if max(segment.synced_to, segment.mark) >= end:
-                return
-            try:
-                self._sync(segment)
-            except FileNotFoundError:
-                # All of it was acknowledged meanwhile.
-                pass
-            except OSError as problem:
-                raise Unavailable(
-                    f"journal.path {self.parent}: {problem.strerror}; the message is kept, and lost"
-                    " only if the power is"
-                ) from problem
-
-    def _sync(self, segment: Segment) -> None:
-        segment.sync()
-        self.n_synced += 1
 
 
 def _forked(journal: Journal | None) -> None:

@@ -24,6 +24,7 @@ from freshscore.config.errors import Unavailable
 from freshscore.invalidation.delivery import Delivered, Writer
 from freshscore.invalidation.journal import Journal
 from freshscore.invalidation.journal_folders import JournalFolder, LeftInPlace, folders_in
+from freshscore.invalidation.journal_pace import Pace
 from freshscore.invalidation.journal_records import Placed
 from freshscore.invalidation.journal_segments import Segment
 
@@ -35,23 +36,6 @@ _IDLE_S: Final = 1.0
 _PACE_S: Final = 0.01
 # How often files are looked through; there may be a thousand.
 _REMOVE_S: Final = 0.1
-
-
-class Pace:
-    """How many messages may be sent: `per_s`, and as many as came; at most `most` at once."""
-
-    def __init__(self, per_s: int, most: int, now_s: float) -> None:
-        self._per_s = per_s
-        self._most = most
-        self._at_s = now_s
-        self._n_came = 0
-        self.n_free = float(min(per_s, most))
-
-    def move_to(self, now_s: float, n_came: int) -> None:
-        """It is `now_s`, and `n_came` have come since the beginning."""
-        earned = (now_s - self._at_s) * self._per_s + n_came - self._n_came
-        self.n_free = min(self.n_free + earned, float(self._most))
-        self._at_s, self._n_came = now_s, n_came
 
 
 class JournalSender:

@@ -92,7 +92,7 @@ class JournalledLog:
             "sent_again": sender.n_not_sent,
             "bytes": journal.held_bytes,
             "oldest_age_ms": journal.oldest_age_ms(),
-            "brought_to_disk": journal.n_synced,
+            "brought_to_disk": journal.disk.n_synced,
             "taken_over": sender.n_others,
             "left_in_place": sender.n_left,
             "damaged_bytes": sender.n_damaged_bytes,
@@ -144,6 +144,9 @@ class JournalledLog:
             try:
                 wait_s = self.sender.step()
             except Exception:  # a thread that ends would leave all others unsent
+                if self._closing.is_set():
+                    # The client was closed while something was handed over.
+                    return
                 logging.getLogger("freshscore").exception("the journal cannot be sent")
                 self._closing.wait(1.0)
                 continue
@@ -151,4 +154,4 @@ class JournalledLog:
 
     def _sync(self) -> None:
         while not self._closing.wait(self._journal.limits.fsync_s / 2.0):
-            self._journal.sync_old()
+            self._journal.disk.sync_old()

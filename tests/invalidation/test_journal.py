@@ -193,20 +193,20 @@ def test_only_what_waits_is_brought_to_the_disk(
         world.append(b"x")
         world.step(0.1)
         world.log.acknowledge()
-        world.journal.sync_old()
+        world.journal.disk.sync_old()
     assert synced == []
     for _ in range(10):
         world.append(b"x")
-    world.journal.sync_old()
+    world.journal.disk.sync_old()
     assert synced == []
     world.append(b"x")
-    world.journal.sync_old()
+    world.journal.disk.sync_old()
     # The file, and its name.
     assert len(synced) == 2
-    world.journal.sync_old()
-    world.journal.sync_old()
+    world.journal.disk.sync_old()
+    world.journal.disk.sync_old()
     assert len(synced) == 2
-    assert world.journal.n_synced == 1
+    assert world.journal.disk.n_synced == 1
 
 
 def test_without_an_interval_each_append_is_on_the_disk(
@@ -215,7 +215,7 @@ def test_without_an_interval_each_append_is_on_the_disk(
     world = World(tmp_path, replace(ROOMY, fsync_s=0.0))
     for n in range(5):
         world.append(b"x")
-        assert world.journal.n_synced == n + 1
+        assert world.journal.disk.n_synced == n + 1
 
     def fails(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -239,11 +239,11 @@ def test_a_disk_that_fails_later_is_told_until_it_has_ended(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fails)
         for _ in range(3):
-            world.journal.sync_old()
+            world.journal.disk.sync_old()
         with pytest.raises(Unavailable, match="Input/output error"):
             world.append(b"y")
     assert caplog.text.count("is not brought to the disk") == 1
-    world.journal.sync_old()
+    world.journal.disk.sync_old()
     world.append(b"y")
 
 
@@ -261,7 +261,7 @@ def test_threads_share_what_brings_to_the_disk(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert world.journal.n_appended == 400
-    assert 1 <= world.journal.n_synced < 400
+    assert 1 <= world.journal.disk.n_synced < 400
     assert len(world.sent_and_acknowledged()) == 400
 
 

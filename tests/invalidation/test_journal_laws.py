@@ -94,7 +94,7 @@ class JournalLaws(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def looks_at_the_disk(self, which: int) -> None:
-        self.worlds[which].journal.sync_old()
+        self.worlds[which].journal.disk.sync_old()
 
     @rule(which=st.integers(0, 1), n_torn=st.integers(0, 80))
     def killed(self, which: int, n_torn: int) -> None:
