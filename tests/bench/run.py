@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import (  # noqa: E402  # the path is above
     consumer_figures,
+    degraded_figures,
     history_figures,
     journal_figures,
     large_states,
@@ -63,6 +64,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "large": large_states.large,
         "journal": lambda: journal_figures.observing(bench),
         **shared_figures.parts(),
+        **degraded_figures.parts(),
         **consumer_figures.parts(bench),
     }
 

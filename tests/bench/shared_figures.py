@@ -52,14 +52,14 @@ def material() -> Material:
 def score(material: Material) -> list[Figure]:
     """One score, everything included, by turns with what it is compared with."""
     with RedisServer() as server:
-        bench = _Bench(server.url, material)
+        bench = SharedBench(server.url, material)
         try:
             return bench.figures(material)
         finally:
             bench.close()
 
 
-class _Bench:
+class SharedBench:
     """States in a server, a scorer on them, and plain clients of the same server."""
 
     def __init__(self, url: str, material: Material) -> None:
