@@ -23,6 +23,7 @@ from tests.bench import (  # noqa: E402  # the path is above
     journal_figures,
     large_states,
     message_figures,
+    near_figures,
     redis_figures,
     reuse_figures,
     routed_figures,
@@ -65,6 +66,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "journal": lambda: journal_figures.observing(bench),
         **shared_figures.parts(),
         **degraded_figures.parts(),
+        **near_figures.parts(),
         **consumer_figures.parts(bench),
     }
 
