@@ -14,8 +14,9 @@ import base64
 import binascii
 import hashlib
 import os
+import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,3 +147,8 @@ def _from_hex_or_base64(text: str) -> bytes | None:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def jitter(seed: int) -> Callable[[], float]:
+    """Draws numbers from 0 up to 1, the same for the same seed; for what is no secret."""
+    return random.Random(seed).random

@@ -17,9 +17,10 @@ from typing import Final
 from freshscore.config.errors import Unavailable
 from freshscore.features.redis_reading import Wanted
 from freshscore.invalidation.control import ENTITY, Control, Invalidation
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.deployment import Deployment
 from freshscore.invalidation.entity_reading import read_entity
-from freshscore.invalidation.kafka_writing import Delivered, LogWriter
+from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.invalidation.messages import encode_erasure
 from freshscore.invalidation.taking_effect import Effect, drop_scores, invalidated
 

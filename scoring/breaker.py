@@ -17,8 +17,8 @@ Rule: pure but for its lock; the caller brings the instant, by a monotonic clock
 
 from __future__ import annotations
 
-import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from freshscore.config.settings import BreakerSettings
@@ -42,10 +42,10 @@ class Breaker:
     """The breaker of one node; safe in many threads.
 
     is_quiet: nothing has failed since the last answer; read without a lock by every score.
-    n_opened: how often it went from closed to open.
+    n_opened: how often it went from closed to open. chance: draws numbers from 0 up to 1.
     """
 
-    def __init__(self, limits: BreakerLimits, chance: random.Random) -> None:
+    def __init__(self, limits: BreakerLimits, chance: Callable[[], float]) -> None:
         self._limits = limits
         self._chance = chance
         self._lock = threading.Lock()
@@ -104,4 +104,4 @@ class Breaker:
     def _open(self, open_s: float, now_s: float) -> None:
         self._number += 1
         self._open_s = open_s
-        self._until_s = now_s + open_s * self._chance.uniform(0.5, 1.0)
+        self._until_s = now_s + open_s * (0.5 + 0.5 * self._chance())

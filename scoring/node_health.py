@@ -8,9 +8,8 @@ Rule: of scores alone. Consumers, leases and followers wait by themselves, and b
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from freshscore.config.clock import Clock
@@ -24,7 +23,7 @@ from freshscore.scoring.exchange_limit import ExchangeLimit
 class NodeHealth:
     """The breakers of all nodes, and the limit of an exchange; safe in many threads."""
 
-    def __init__(self, settings: Settings, clock: Clock, chance: random.Random) -> None:
+    def __init__(self, settings: Settings, clock: Clock, chance: Callable[[], float]) -> None:
         redis = settings.redis
         self._limits = BreakerLimits.of(settings.breaker)
         self._clock = clock

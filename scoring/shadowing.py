@@ -27,6 +27,7 @@ from freshscore.config.errors import AsOfTooOld, BadTransaction, DeadlineExceede
 from freshscore.config.settings import KafkaSettings
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation import messages as m
+from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.fetched_runs import runs_of
 from freshscore.invalidation.kafka_batches import Fetched
 from freshscore.invalidation.kafka_reading import LogReader
@@ -36,7 +37,6 @@ from freshscore.invalidation.partitions import Partition
 from freshscore.scoring.decisions import as_shadow
 from freshscore.scoring.result import Result
 from freshscore.scoring.shadow_counts import ShadowCounts
-from freshscore.scoring.shared_feed import Delivered
 from freshscore.scoring.shared_scorer import SharedScorer
 
 # One wait for the log's answers, so that being told to stop is noticed.

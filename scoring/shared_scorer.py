@@ -11,7 +11,6 @@ lease. What leaves behind an answer (its decision, its score for others) never m
 from __future__ import annotations
 
 import math
-import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -24,7 +23,7 @@ from freshscore.config.errors import (
     DeadlineExceeded,
     Unavailable,
 )
-from freshscore.config.secret import random_seed
+from freshscore.config.secret import jitter, random_seed
 from freshscore.config.settings import Settings
 from freshscore.features.memory import BYTES_AT
 from freshscore.features.packing import Keys, Packer
@@ -111,7 +110,7 @@ class SharedScorer(Scorer):
         self._nodes = nodes
         self._right = CacheRight(lease, self._clock)
         names = RedisKeys(redis.namespace, state_fingerprints(program))
-        self._health = NodeHealth(settings, self._clock, random.Random(seed))
+        self._health = NodeHealth(settings, self._clock, jitter(seed))
         self._exchanges = Exchanges(nodes, names, self._like.layouts, health=self._health)
         self._remote = (
             RemoteLookup(settings, nodes, names, self._like, serving, self._clock, self._health)
@@ -414,9 +413,7 @@ class SharedScorer(Scorer):
                 out = self._go_on(
                     serving, status, transaction, row, out, at_ms, left_ms, seat.context_at
                 )
-        self._note_decision(
-            serving, row, out, fetched.progress, pending, is_near=seat.is_near
-        )
+        self._note_decision(serving, row, out, fetched.progress, pending, is_near=seat.is_near)
         score, source, decision, at, until = _HEAD(out)
         return Result(
             transaction._transaction_id,

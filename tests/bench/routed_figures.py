@@ -9,6 +9,7 @@ their instant of the stream.
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -213,9 +214,9 @@ class _Deployment:
 
     def _wait_until_kept(self) -> None:
         """In the stream seconds lie between, here none."""
-        ends_s = time.perf_counter() + _KEPT_WITHIN_S
+        ends_s, pause = time.perf_counter() + _KEPT_WITHIN_S, threading.Event()
         while time.perf_counter() < ends_s and any(self._waiting()):
-            time.sleep(0.002)
+            pause.wait(0.002)
 
     def _waiting(self) -> Sequence[int]:
         remotes = [scorer._remote for scorer in self._scorers]

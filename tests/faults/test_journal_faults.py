@@ -94,7 +94,9 @@ def _away(
 def _scorer(lane: Lane) -> None:
     own = lane.deployment
     told = own.folder.with_name(f"{own.folder.name}-told-{len(own.scorers_told)}")
-    scorer = own.start_scorer(lane.stream.mark, lane.chance.getrandbits(32), told, _EVERY_S)
+    scorer = own.start_scorer(
+        lane.stream.mark, lane.chance.getrandbits(32), told, _EVERY_S, _DEADLINE_MS
+    )
     wait_until(lambda: scorer.has_begun, "the scorer has begun")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from freshscore.config.loading import load_settings
+from freshscore.config.secret import jitter
 from freshscore.scoring.breaker import Breaker, BreakerLimits
 
 LIMITS = BreakerLimits(max_failures=3, open_s=0.1, max_open_s=0.5)
@@ -41,7 +41,7 @@ class BreakerStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.breaker = Breaker(LIMITS, random.Random(1))
+        self.breaker = Breaker(LIMITS, jitter(1))
         self.table = Table()
         self.now_s = 100.0
 
@@ -109,7 +109,7 @@ TestBreakerStates.settings = settings(max_examples=60, stateful_step_count=40, d
 
 
 def test_forty_that_fail_together_open_it_once_and_for_the_first_while() -> None:
-    breaker = Breaker(LIMITS, random.Random(1))
+    breaker = Breaker(LIMITS, jitter(1))
     numbers = [breaker.admit(0.0, 0.05) for _ in range(40)]
     for number in numbers:
         assert number is not None
@@ -121,7 +121,7 @@ def test_forty_that_fail_together_open_it_once_and_for_the_first_while() -> None
 def test_the_pause_doubles_up_to_its_limit() -> None:
     """The limits of the tiny profile, reached: breaker.max_failures, open_ms and max_open_ms."""
     limits = BreakerLimits.of(load_settings("tiny", env={}).breaker)
-    breaker, now_s = Breaker(limits, random.Random(1)), 0.0
+    breaker, now_s = Breaker(limits, jitter(1)), 0.0
     paused_s = []
     for _ in range(6):
         began_s = now_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import struct
 import threading
@@ -17,6 +16,7 @@ import pytest
 
 from freshscore.config.clock import SystemClock
 from freshscore.config.errors import BadTransaction, Unavailable
+from freshscore.config.secret import jitter
 from freshscore.features.near_states import NearStates
 from freshscore.features.redis_keys import slot_of, tag_of
 from freshscore.features.transaction import Transaction
@@ -193,6 +193,7 @@ class Followed:
         self.progress: tuple[bytes, ...] = (summary_of(AT_MS),)
         self.watermark_ms = AT_MS
         self.counts: dict[str, Any] = {}
+        self.limit_ms = 3_000
 
     def may_serve(self) -> bool:
         return self.is_in_step
@@ -500,5 +501,5 @@ def test_a_breaker_that_is_taken_out_lets_every_payment_wait(
 
 def test_the_seed_of_pauses_is_the_scorers(own_redis: OwnRedis, scaled: Scaled) -> None:
     world = made(own_redis().url, scaled)
-    assert world.scorer._health._chance.random() == random.Random(7).random()
+    assert world.scorer._health._chance() == jitter(7)()
     world.close()
