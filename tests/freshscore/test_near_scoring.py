@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -228,6 +230,75 @@ def test_the_ends_of_transactions_are_no_gaps(deployment: SharedDeployment) -> N
             until(lambda: agree(near, plain))
         producer.close()
         assert near.stats()["near"]["gaps"] == 0
+
+
+class Stopped:
+    """A scorer in a process of its own."""
+
+    def __init__(self, deployment: SharedDeployment, *, is_protected: bool) -> None:
+        given = deployment.given | {"redis.near": True, "redis.near_max_bytes": 1 << 20}
+        words = [json.dumps(given), "yes" if is_protected else "no"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.freshscore.near_process", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def order(self, order: dict[str, Any]) -> None:
+        """Write one, to be answered later."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The answer to the next order."""
+        assert self.process.stdout is not None
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def scores(self, orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What it answers to some."""
+        for one in orders:
+            self.order(one)
+        return [self.answer() for _ in orders]
+
+
+@pytest.mark.parametrize("is_protected", [True, False])
+def test_a_scorer_that_was_stopped_and_is_woken_serves_nothing_old(
+    deployment: SharedDeployment, is_protected: bool
+) -> None:
+    """Its first answers, before its follower has read anything. Unprotected it does: a canary."""
+    heartbeat_s = 0.2
+    deployment.given["redis.heartbeat_s"] = heartbeat_s
+    stopped = Stopped(deployment, is_protected=is_protected)
+
+    def orders() -> list[dict[str, Any]]:
+        return [{"score": one, "as_of": at_ms} for one in asked(at_ms)]
+
+    try:
+        with consuming(deployment), opened(deployment, near=False) as plain:
+            at_ms = now_ms() + 600_000
+            deployment.send(recent(60))
+            until(lambda: is_applied(deployment))
+            until(lambda: all(one["near"] for one in stopped.scores(orders())))
+            stopped.order({"slow": True})
+            stopped.answer()
+            stopped.process.send_signal(signal.SIGSTOP)
+            deployment.send(recent(24, 100))
+            until(lambda: is_applied(deployment))
+            # Beyond the bound: a minute, on the scale of these heartbeats.
+            threading.Event().wait(6 * heartbeat_s)
+            for one in orders():
+                stopped.order(one)
+            stopped.process.send_signal(signal.SIGCONT)
+            found = [stopped.answer() for _ in CARDS]
+            due = [plain.score(one, as_of=at_ms).state_versions for one in asked(at_ms)]
+        assert ([one["versions"] for one in found] == due) == is_protected
+        assert any(one["near"] for one in found) != is_protected
+    finally:
+        stopped.process.kill()
+        stopped.process.wait()
 
 
 def test_near_states_need_a_connection_of_their_own(deployment: SharedDeployment) -> None:

@@ -32,6 +32,7 @@ from freshscore.invalidation.feed import Acceptance
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.node_markers import marker_field
 from freshscore.invalidation.publishing import Publisher, Range
+from freshscore.invalidation.step import Step
 from freshscore.simulations.clock import VirtualClock
 from tests.invalidation.message_forms import (
     HORIZON_MS,
@@ -189,11 +190,11 @@ class World:
 
         return publish
 
-    def beat(self, *, only: int | None = None) -> None:
-        """A heartbeat for all partitions, or one."""
+    def beat(self, *, only: int | None = None, arrival_ms: int = NOW_MS) -> None:
+        """A heartbeat for all partitions, or one, which have passed `arrival_ms`."""
         told = self.partitions if only is None else self.partitions[only : only + 1]
         with self._sending:
-            ranges = [Range(at, self.applied[at], self.applied[at], NOW_MS) for at in told]
+            ranges = [Range(at, self.applied[at], self.applied[at], arrival_ms) for at in told]
             self.send(self.publisher.command(ranges, NOW_MS))
 
     # What a scorer does
@@ -407,6 +408,61 @@ def test_what_is_read_again_is_no_gap_and_repetitions_count_once(world: World) -
     near = world.near_states(1)
     assert near is not None
     assert sets_of(near) == sets_of(world.in_redis(1))
+
+
+@pytest.mark.parametrize("is_protected", [True, False])
+def test_messages_that_are_lost_or_in_another_order_leave_nothing_old(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_protected: bool
+) -> None:
+    """The later one shows the gap, at once; what comes after it is a repetition. And a canary."""
+    if not is_protected:
+        monkeypatch.setattr(Step, "shows_gap", lambda *_: False)
+    world.begin_node()
+    world.until_in_step()
+    world.score(1)
+    earlier = world.write([1], publishes=False)
+    later = world.write([1, 2], publishes=False)
+    later()
+    world.turns(2)
+    served = sets_of(world.score(1))
+    assert (served == sets_of(world.in_redis(1))) == is_protected
+    assert world.follower.counts["gaps"] == is_protected
+    for publish in (earlier, later, earlier):
+        publish()
+    world.turns(2)
+    near = world.near_states(1)
+    assert near is not None
+    assert sets_of(near) == sets_of(world.in_redis(1))
+
+
+def test_a_partition_may_be_idle_for_as_long_as_its_heartbeats_come(world: World) -> None:
+    """Beside one with traffic: states stay near all the time, and the watermark goes on."""
+    assert isinstance(world.clock, VirtualClock)
+    world.begin_node()
+    world.until_in_step()
+    world.score(1)
+    for number in range(30):
+        world.clock.move_to(world.clock.now_ms() + round(1_000 * HEARTBEAT_S))
+        world.write([2])
+        world.beat(only=1, arrival_ms=NOW_MS + number)
+        world.turns(2)
+        assert world.follower.watermark_ms == NOW_MS + number
+        assert world.near_states(1) == world.in_redis(1)
+    assert world.follower.counts["restarts"] == world.follower.counts["gaps"] == 0
+
+
+def test_without_its_bound_a_follower_serves_what_is_old(world: World) -> None:
+    """A canary: the silence of one that was paused, and nobody to notice."""
+    world.begin_node()
+    world.until_in_step()
+    world.score(1)
+    world.follower.until_s = float("inf")
+    assert isinstance(world.clock, VirtualClock)
+    world.clock.move_to(world.clock.now_ms() + 60_000)
+    world.write([1])
+    near = world.near_states(1)
+    assert near is not None
+    assert sets_of(near) != sets_of(world.in_redis(1))
 
 
 def test_a_message_that_comes_during_the_exchange_is_not_missed(world: World) -> None:
