@@ -156,7 +156,7 @@ class _Near:
 
         def holds() -> bool:
             counts = self._counts()
-            return counts["in_step"] and counts["groups"] > groups if has_batches else True
+            return bool(counts["in_step"] and (counts["groups"] > groups or not has_batches))
 
         return holds
 
