@@ -133,14 +133,15 @@ def fetch_when_asked(consumer: Any, is_behind: Callable[[], bool]) -> None:
         max_records: int, update_offsets: bool = True, timeout_ms: float = 0.0
     ) -> tuple[dict[Any, list[Any]], bool]:
         records, is_partial = fetcher.fetched_records(max_records, update_offsets=update_offsets)
-        if records:
-            if is_behind() and not is_partial:
-                fetcher.send_fetches()
-            return records, False
-        if not fetcher._net.run(fetched, timeout_ms):
-            return records, True
-        records, _ = fetcher.fetched_records(max_records, update_offsets=update_offsets)
-        return records, False
+        is_idle = False
+        if not records:
+            is_idle = not fetcher._net.run(fetched, timeout_ms)
+            records, is_partial = fetcher.fetched_records(
+                max_records, update_offsets=update_offsets
+            )
+        if records and is_behind() and not is_partial:
+            fetcher.send_fetches()
+        return records, is_idle
 
     look_for_coordinator = coordinator.ensure_coordinator_ready
 
