@@ -101,6 +101,8 @@ def agree(near: Scorer, plain: Scorer) -> bool:
 def test_near_states_follow_payments_facts_and_own_observations(
     deployment: SharedDeployment,
 ) -> None:
+    # A busy machine is silent for longer than three of the deployment's own.
+    deployment.given["redis.heartbeat_s"] = 0.4
     payments = recent(60)
     with (
         consuming(deployment),
@@ -110,7 +112,7 @@ def test_near_states_follow_payments_facts_and_own_observations(
         deployment.send(payments)
         until(lambda: is_applied(deployment))
         until(lambda: agree(near, plain))
-        admitted = near.stats()["near"]["admitted"]
+        dropped = near.stats()["near"]["dropped"]
         # What others send, what is said of it, and what this scorer observes itself.
         deployment.send(recent(30, 100), [label(payments[3]), label(payments[5])])
         near.observe(payment(500, now_ms() - 500))
@@ -118,7 +120,7 @@ def test_near_states_follow_payments_facts_and_own_observations(
         until(lambda: is_applied(deployment))
         until(lambda: agree(near, plain))
         # They stayed near through all of it.
-        assert near.stats()["near"]["admitted"] == admitted
+        assert near.stats()["near"]["dropped"] == dropped
         assert "near" not in plain.stats()
 
 
