@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from freshscore.config.clock import Clock, SystemClock
-from freshscore.config.errors import Unavailable
+from freshscore.config.errors import StoreFull, Unavailable
 from freshscore.invalidation.control import Control, Invalidation
 
 # The number of no invalidation: who has seen nothing is told to give up everything.
@@ -107,7 +107,7 @@ class LeaseKeeper:
         self._thread.join(self._lease_s)
         self.until_s = 0.0
         # Where Redis does not answer, it ends by itself.
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable, StoreFull):
             self._control.release(self._scorer)
 
     def _run(self) -> None:
@@ -126,7 +126,8 @@ class LeaseKeeper:
                 if told:
                     self._carry_out(renewal.told)
                 self.seen = renewal.generation
-        except Unavailable as problem:
+        except (Unavailable, StoreFull) as problem:
+            # Where the memory is full no lease can be written; there may be room again.
             self.n_missed += 1
             if self.n_missed & (self.n_missed - 1) == 0:
                 logging.getLogger("freshscore").warning(
