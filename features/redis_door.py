@@ -62,6 +62,8 @@ __all__ = [
 # How long nodes are believed to be where they were, if nothing tells otherwise: whoever asks for
 # nothing that has moved is never told so.
 _LOOK_AGAIN_S: Final = 5.0
+# How often they are looked for within that time, once one of them is lost.
+_LOOKS: Final = 20
 
 
 class Nodes:
@@ -228,27 +230,38 @@ class Nodes:
         Where none answers they stay as they were.
         """
         if self._may_move and self._looking.acquire(blocking=False):
-            self._look(lost)
+            try:
+                self._look(lost)
+            finally:
+                self._looking.release()
 
     def _look_beside(self, lost: Address) -> None:
         """Do that in a thread of its own: who waits for a score has no time left for it."""
         if self._may_move and self._looking.acquire(blocking=False):
             threading.Thread(
-                target=self._look_quietly, args=(lost,), name="freshscore-nodes", daemon=True
+                target=self._look_for_a_while, args=(lost,), name="freshscore-nodes", daemon=True
             ).start()
 
-    def _look_quietly(self, lost: Address) -> None:
+    def _look_for_a_while(self, lost: Address) -> None:
+        """Look until the nodes are others: it takes seconds until another takes a lost one's place.
+
+        So whoever tries again finds it at once, however long it has waited.
+        """
+        known, never = self.topology, threading.Event()
         try:
-            self._look(lost)
+            for _ in range(_LOOKS):
+                self._look(lost)
+                if self.topology is not known or self._is_closed:
+                    return
+                never.wait(_LOOK_AGAIN_S / _LOOKS)
         except FreshscoreError as problem:
             self._refusal = problem
-
-    def _look(self, lost: Address | None) -> None:
-        try:
-            with suppress(Unavailable):
-                self._refresh_from([one for one in self._asked_for_nodes if one != lost])
         finally:
             self._looking.release()
+
+    def _look(self, lost: Address | None) -> None:
+        with suppress(Unavailable):
+            self._refresh_from([one for one in self._asked_for_nodes if one != lost])
 
     @property
     def _may_move(self) -> bool:

@@ -36,7 +36,7 @@ def got(nodes: Nodes) -> Any:
 
 @contextmanager
 def opened(url: str, **given: Any) -> Iterator[Nodes]:
-    with closing(Nodes.open(redis_settings(url, **{"timeout_ms": 500, **given}))) as nodes:
+    with closing(Nodes.open(redis_settings(url, **{"timeout_ms": 3_000, **given}))) as nodes:
         yield nodes
 
 
@@ -100,8 +100,8 @@ def test_a_sentinel_that_hangs_costs_its_share_of_the_time(own_sentinels: OwnSen
     clock = SystemClock()
     os.kill(redis.sentinels[0].pid, signal.SIGSTOP)
     begin_s = clock.monotonic_s()
-    with opened(redis.url, timeout_ms=600) as nodes:
-        assert clock.monotonic_s() - begin_s < 0.6
+    with opened(redis.url, timeout_ms=3_000) as nodes:
+        assert 1.0 <= clock.monotonic_s() - begin_s < 3.0
         assert put(nodes, b"x") == b"OK"
 
 
@@ -125,7 +125,11 @@ def test_sentinels_and_servers_with_tls_and_passwords_of_their_own(
 ) -> None:
     tls = Tls(authority.ca_file, authority.issued("redis"))
     redis = own_sentinels(n_sentinels=1, tls=tls, password="of-servers", sentinel_password="other")
-    given = {"password": SecretStr("of-servers"), "sentinel_password": SecretStr("other")}
+    given: dict[str, Any] = {
+        "password": SecretStr("of-servers"),
+        "sentinel_password": SecretStr("other"),
+        "timeout_ms": 10_000,
+    }
     with opened(redis.url, **given) as nodes:
         assert put(nodes, b"x") == b"OK"
         replica = redis.fail_over()
