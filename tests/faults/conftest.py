@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.deployment import Deployment, Launcher
 from tests.servers.kafka_broker import KafkaBroker
+from tests.servers.redis_sentinels import RedisSentinels
 from tests.servers.redis_servers import RedisCluster, RedisServer
 
 Deploy = Callable[..., Deployment]
@@ -30,7 +31,9 @@ def deploy(launcher: Launcher, namespace: str, tmp_path: Path) -> Iterator[Deplo
     numbers = itertools.count()
     made: list[Deployment] = []
 
-    def make(broker: KafkaBroker, redis: RedisServer | RedisCluster, **settings: Any) -> Deployment:
+    def make(
+        broker: KafkaBroker, redis: RedisServer | RedisCluster | RedisSentinels, **settings: Any
+    ) -> Deployment:
         number = next(numbers)
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -26,6 +26,7 @@ from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.store import StoreLimits
 from tests.servers.kafka_broker import KafkaBroker
+from tests.servers.redis_sentinels import RedisSentinels
 from tests.servers.redis_servers import RedisCluster, RedisServer
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -169,7 +170,7 @@ class Deployment(Ground):
     def __init__(
         self,
         broker: KafkaBroker,
-        redis: RedisServer | RedisCluster,
+        redis: RedisServer | RedisCluster | RedisSentinels,
         launcher: Launcher,
         name: str,
         folder: Path,
@@ -384,7 +385,9 @@ class Deployment(Ground):
 
     @property
     def servers(self) -> list[RedisServer]:
-        """The server, or those that a cluster began with as primaries."""
+        """The server that is the primary now, or those that a cluster began with as primaries."""
+        if isinstance(self.redis, RedisSentinels):
+            return [self.redis.primary]
         return self.redis.primaries if isinstance(self.redis, RedisCluster) else [self.redis]
 
     def remove(self) -> None:
