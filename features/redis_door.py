@@ -64,6 +64,9 @@ __all__ = [
 _LOOK_AGAIN_S: Final = 5.0
 # How often they are looked for within that time, once one of them is lost.
 _LOOKS: Final = 20
+# Connections that one process makes to one node at once: two, so that one that hangs does not bar
+# the next.
+_CONNECTING_AT_ONCE: Final = 2
 
 
 class Nodes:
@@ -173,7 +176,7 @@ class Nodes:
                 pool.borrowed[lines] = topology
                 return lines
             lines.close()
-        lines = Lines(topology.addresses, self._connected, self._clock, self.limit_s)
+        lines = Lines(topology.addresses, self._connected_in_turn, self._clock, self.limit_s)
         pool.borrowed[lines] = topology
         return lines
 
@@ -274,6 +277,24 @@ class Nodes:
         while self._pool.free:
             self._pool.free.pop()[1].close()
 
+    def _connected_in_turn(self, address: Address, limit_s: float) -> socket.socket:
+        """A connection, while few others are made to that node.
+
+        All threads of all processes want one at once where a service starts, or a node is back, and
+        the node's only processor would shake hands instead of answering.
+        """
+        ends_s = self._clock.monotonic_s() + limit_s
+        turns = self._pool.turns_at(address)
+        if not turns.acquire(timeout=limit_s):
+            raise Unavailable(
+                f"others connect to Redis at {address[0]}:{address[1]}, and it took all of"
+                f" {limit_s * 1_000:.0f} ms"
+            )
+        try:
+            return self._connected(address, ends_s - self._clock.monotonic_s())
+        finally:
+            turns.release()
+
     def _connected(self, address: Address, limit_s: float) -> socket.socket:
         if address not in self.topology.addresses:
             raise Unavailable(f"Redis at {address[0]}:{address[1]} has been replaced")
@@ -360,6 +381,11 @@ class _Pool:
         # Appending, popping and setting one item are single steps under the interpreter's lock.
         self.free: list[tuple[Topology, Lines]] = []
         self.borrowed: dict[Lines, Topology] = {}
+        self._turns: dict[Address, threading.Semaphore] = {}
+
+    def turns_at(self, address: Address) -> threading.Semaphore:
+        """Who may connect to a node."""
+        return self._turns.setdefault(address, threading.Semaphore(_CONNECTING_AT_ONCE))
 
 
 def _forked(nodes: Nodes | None) -> None:
