@@ -28,8 +28,10 @@ from tests.bench import (  # noqa: E402  # the path is above
     reuse_figures,
     routed_figures,
     scoring_figures,
+    shadow_figures,
     shared_figures,
     start_figures,
+    starting_figures,
     state_figures,
 )
 from tests.bench.consumer_bench import ConsumerBench  # noqa: E402
@@ -58,6 +60,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "reuse": reuse_figures.rescored,
         "routed": routed_figures.routed,
         "start": start_figures.first_score,
+        "starting": starting_figures.starting,
         "messages": message_figures.messages,
         "redis_memory": redis_figures.memory,
         "redis_index": redis_figures.label_index,
@@ -68,6 +71,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         **degraded_figures.parts(),
         **near_figures.parts(),
         **consumer_figures.parts(bench),
+        **shadow_figures.parts(bench),
     }
 
 
