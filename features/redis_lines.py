@@ -119,7 +119,11 @@ class Lines:
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection to each of them."""
-        return all(line.is_connected for line in self._lines)
+        # A loop: every score asks, and a generator costs it a third of a microsecond.
+        for line in self._lines:  # noqa: SIM110
+            if not line.is_connected:
+                return False
+        return True
 
     def exchange(
         self,

@@ -86,13 +86,18 @@ class KnownAnswers:
         if at_ms < int.from_bytes(row[r.TIME : r.TIME + 8], "little"):
             return KnownAnswer(c.AS_OF_BEFORE_PAYMENT, b"")
         found = self._known(serving, row, at_ms, seat, fetched) or self._decided(serving, at_ms)
-        causes: Sequence[str] = ("not answered",)
-        if found is not None:
-            causes = degraded_causes(found.out[c.OUT_DEGRADED]) if found.status >= 0 else ()
+        if found is not None and found.status >= 0:
+            self._count(degraded_causes(found.out[c.OUT_DEGRADED]))
+        return found
+
+    def note_unanswered(self) -> None:
+        """Count a payment that has no answer."""
+        self._count(("not answered",))
+
+    def _count(self, causes: Sequence[str]) -> None:
         with self._lock:
             for cause in causes:
                 self._counts[cause] = self._counts.get(cause, 0) + 1
-        return found
 
     def _known(
         self, serving: Serving, row: bytes, at_ms: int, seat: Seat, fetched: Fetched | None

@@ -142,6 +142,10 @@ class RequestStates:
         self.n_exchanges = self.next_exchange()
         return fetched
 
+    def draw(self, seat: Seat) -> None:
+        """Draw the ticket of a request that asks nobody."""
+        seat.ticket = self._pending.ticket()
+
     def _note_lost(self, started_s: float, limit_s: float) -> None:
         """An exchange brought less than it was sent for: was it the limit that ended it?"""
         took_s = self._clock.monotonic_s() - started_s

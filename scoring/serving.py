@@ -85,6 +85,7 @@ class Serving:
         "score_in",
         "tier",
         "version",
+        "version_bytes",
     )
 
     def __init__(
@@ -93,6 +94,7 @@ class Serving:
         program = store.program
         self.model = model
         self.version = model.version
+        self.version_bytes = model.version.encode()
         self.packer = Packer(program, store.keys, model.codes, model.cohorts)
         self.tier = Tier(
             store,

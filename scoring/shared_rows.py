@@ -85,6 +85,7 @@ class TableStates:
             problem, fetched = caught, None
         answer = self._known.answer(self._serving, self._row, at_ms, self._seat, fetched)
         if answer is None:
+            self._known.note_unanswered()
             self.problem = problem
             return UNAVAILABLE
         if answer.out:

@@ -1,8 +1,8 @@
 """The scorer of the `shared` profile: states from Redis, events to Kafka, the same face.
 
 One answer: the commands for its states and its nodes' progress go out in one exchange; what came is
-checked, united with what is pending here, and scored by the kernel that scores embedded states.
-Where not all of it comes, the answer is what is known without (scoring/known_answers.py).
+checked and united with what is pending here (scoring/request_states.py), and answered
+(scoring/request_answers.py).
 Rule: the set that is served is the one that this request's exchange brought and what is pending;
 whatever is missing of it makes the answer degraded. Nothing is served from the cache without a
 lease. What leaves behind an answer (its decision, its score for others) never makes it wait.
@@ -25,7 +25,6 @@ from freshscore.config.errors import (
 )
 from freshscore.config.secret import jitter, random_seed
 from freshscore.config.settings import Settings
-from freshscore.features.memory import BYTES_AT
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program
 from freshscore.features.redis_door import Nodes
@@ -42,18 +41,18 @@ from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
 from freshscore.scoring.carrying_out import carry_out
 from freshscore.scoring.counts import counts_of
-from freshscore.scoring.decisions import packed
 from freshscore.scoring.exchanges import Exchanges, Fetched, tokens_of
 from freshscore.scoring.key_checking import KeyCheck
-from freshscore.scoring.known_answers import KnownAnswer, KnownAnswers
+from freshscore.scoring.known_answers import KnownAnswers
 from freshscore.scoring.leases import CacheRight, Lease
 from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.node_health import NodeHealth
 from freshscore.scoring.outbox import Outbox, outbox_counts
 from freshscore.scoring.pending import PendingEvents
 from freshscore.scoring.remote_lookup import RemoteLookup
+from freshscore.scoring.request_answers import Request, RequestAnswers
 from freshscore.scoring.request_states import PARTLY, RequestStates
-from freshscore.scoring.result import DECISIONS, SOURCES, UNAVAILABLE, Result, result_of
+from freshscore.scoring.result import SOURCES, UNAVAILABLE, Result
 from freshscore.scoring.scorer import Scorer, check_deadline, set_aside, tier_limits
 from freshscore.scoring.seats import Seat, Seats, most_seats
 from freshscore.scoring.serving import ServableModel, Serving, with_model_score
@@ -72,9 +71,8 @@ _MOST_THREADS: Final = 32
 _CLOSING_S: Final = 5.0
 # One score in so many is timed: a prime, which no period of traffic fits.
 _TIMED: Final = 13
-# Answers that ask nobody take microseconds, and four threads seldom are at it at once.
+# Answers that ask nobody take microseconds: four threads seldom are at it at once.
 _SPARE_SEATS: Final = 4
-_SPARE_WAIT_S: Final = 0.01
 _NEARLY: Final = 0.79
 
 
@@ -150,7 +148,6 @@ class SharedScorer(Scorer):
             self._clock,
         )
         self._decisions: Outbox[bytes] | None = None
-        self._decide: Callable[[bytes], None] | None = None
         if writer is not None:
             topic = settings.kafka.decisions_topic
             self._decisions = Outbox(
@@ -161,8 +158,17 @@ class SharedScorer(Scorer):
                 settings.kafka.max_unsent_decisions,
                 keeps=True,
             )
-            self._decide = self._decisions.add
-        self._version_bytes = serving.version.encode()
+        self._answers = RequestAnswers(
+            self._states,
+            self._known,
+            self._spare,
+            self._right,
+            self._remote,
+            None if self._decisions is None else self._decisions.add,
+            self._clock,
+            self._finished,
+            self._check_instant,
+        )
         self._counting = threading.Lock()
         self._n_unavailable = 0
         self._async = Threads(min(_MOST_THREADS, most))
@@ -191,14 +197,15 @@ class SharedScorer(Scorer):
         row = serving.packer.row(transaction)
         at_ms = self._instant(transaction, as_of)
         ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
+        request = Request(transaction, row, at_ms, ends_s)
         try:
             seat = self._seats.take(self._states.wait_s(ends_s))
             try:
-                return self._scored(seat, serving, transaction, row, at_ms, started_s, ends_s)
+                return self._scored(seat, serving, request, started_s)
             finally:
                 self._seats.give_back(seat)
         except Unavailable as problem:
-            result = self._without_redis(serving, transaction, row, at_ms)
+            result = self._answers.without_redis(serving, request)
             if result is not None:
                 return result
             with self._counting:
@@ -307,7 +314,7 @@ class SharedScorer(Scorer):
 
     def take_decide(self, decide: Callable[[bytes], None]) -> None:
         """From now on hand the record of each decision to `decide`, in the thread that scores."""
-        self._decide = decide
+        self._answers.decide = decide
 
     @property
     def packer(self) -> Packer:
@@ -362,137 +369,26 @@ class SharedScorer(Scorer):
     def _oldest_ticket(self) -> int:
         return min(self._seats.oldest_ticket(), self._spare.oldest_ticket())
 
-    def _scored(
-        self,
-        seat: Seat,
-        serving: Serving,
-        transaction: Transaction,
-        row: bytes,
-        at_ms: int,
-        started_s: float,
-        ends_s: float | None,
-    ) -> Result:
-        fetched, number = self._states.fetch(seat, row, ends_s)
-        if fetched.missing:
-            return self._in_part(seat, serving, transaction, row, at_ms, fetched, ends_s)
-        result = self._answered(
-            seat, serving, transaction, row, at_ms, fetched, ends_s, is_one=True
-        )
-        if number % _TIMED == 0:
+    def _scored(self, seat: Seat, serving: Serving, request: Request, started_s: float) -> Result:
+        fetched, number = self._states.fetch(seat, request.row, request.ends_s)
+        result = self._answers.answer(seat, serving, request, fetched, is_one=True)
+        if number % _TIMED == 0 and not fetched.missing:
             elapsed_s = self._clock.monotonic_s() - started_s
             self._latencies.add(SOURCES.index(result.source or ""), round(elapsed_s * 1e9))
         return result
 
-    def _answered(
-        self,
-        seat: Seat,
-        serving: Serving,
-        transaction: Transaction,
-        row: bytes,
-        at_ms: int,
-        fetched: Fetched,
-        ends_s: float | None,
-        *,
-        is_one: bool = False,
-    ) -> Result:
-        """The answer on what was fetched, which is all that there is."""
-        pending = self._states.take(seat, row, fetched, ends_s, is_one=is_one)
-        is_cache_off = self._right.is_cache_off()
-        seat.set_out(is_cache_off)
-        out = bytes(serving.out_bytes)
-        status = serving.score_in(seat.context_at, id(row) + BYTES_AT, at_ms, id(out) + BYTES_AT)
-        if status:
-            left_ms = None
-            if ends_s is not None:
-                left_ms = max(0.0, 1000.0 * (ends_s - self._clock.monotonic_s()))
-            if self._remote is not None and status == c.NEEDS_MODEL and not is_cache_off:
-                out = self._remote.answered(
-                    seat.context_at, serving, row, out, fetched, self._right.generation()
-                )
-            if out[c.OUT_MODE] != c.FOUND:
-                out = self._go_on(
-                    serving, status, transaction, row, out, at_ms, left_ms, seat.context_at
-                )
-        self._note_decision(serving, row, out, fetched.progress, pending, is_near=seat.is_near)
-        score, source, decision, at, until = _HEAD(out)
-        return Result(
-            transaction._transaction_id,
-            score,
-            DECISIONS[decision],
-            SOURCES[source],
-            at,
-            until,
-            serving.version,
-            serving.entity_names,
-            out,
-            None,
-            len(pending),
-            seat.is_near,
-        )
-
-    def _in_part(
-        self,
-        seat: Seat,
-        serving: Serving,
-        transaction: Transaction,
-        row: bytes,
-        at_ms: int,
-        fetched: Fetched,
-        ends_s: float | None,
-    ) -> Result:
-        """The answer where some nodes answered and others did not. Raises Unavailable."""
-        self._states.check_key(seat, fetched, ends_s)
-        answer = self._known.answer(serving, row, at_ms, seat, fetched)
-        if answer is None:
-            raise Unavailable(PARTLY)
-        return self._told(serving, transaction, row, at_ms, answer)
-
-    def _without_redis(
-        self, serving: Serving, transaction: Transaction, row: bytes, at_ms: int
-    ) -> Result | None:
-        """The answer where nothing came of Redis; None where there is none."""
-        seat = self._spare.take(_SPARE_WAIT_S)
-        try:
-            seat.ticket = self._pending.ticket()
-            answer = self._known.answer(serving, row, at_ms, seat, None)
-        finally:
-            self._spare.give_back(seat)
-        return None if answer is None else self._told(serving, transaction, row, at_ms, answer)
-
-    def _told(
+    def _finished(
         self,
         serving: Serving,
-        transaction: Transaction,
-        row: bytes,
-        at_ms: int,
-        answer: KnownAnswer,
-    ) -> Result:
-        self._check_instant(answer.status, transaction, at_ms)
-        out = answer.out
-        self._note_decision(serving, row, out, answer.progress, answer.pending)
-        return result_of(
-            transaction._transaction_id,
-            out,
-            serving.version,
-            serving.entity_names,
-            len(answer.pending),
-        )
-
-    def _note_decision(
-        self,
-        serving: Serving,
-        row: bytes,
+        status: int,
+        request: Request,
         out: bytes,
-        progress: Sequence[bytes],
-        pending: Sequence[bytes],
-        *,
-        is_near: bool = False,
-    ) -> None:
-        if self._decide is not None:
-            n = len(serving.entity_names)
-            self._decide(
-                packed(row, out, self._version_bytes, n, progress, pending, is_near=is_near)
-            )
+        left_ms: float | None,
+        context_at: int,
+    ) -> bytes:
+        """Do what the kernel could not."""
+        transaction, row, at_ms, _ = request
+        return self._go_on(serving, status, transaction, row, out, at_ms, left_ms, context_at)
 
     def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
         results: list[Result] = []
@@ -503,31 +399,31 @@ class SharedScorer(Scorer):
     def _some(self, serving: Serving, rows: Sequence[Any], at_ms: int | None) -> list[Result]:
         """Results of some rows, fetched in one exchange."""
         results: list[Result | None] = [None] * len(rows)
-        good: list[tuple[int, Transaction, bytes]] = []
+        good: list[tuple[int, Request]] = []
         for number, row in enumerate(rows):
             try:
                 transaction = Transaction.of(row)
-                good.append((number, transaction, serving.packer.row(transaction)))
+                instant = self._instant(transaction, at_ms)
+                packed = serving.packer.row(transaction)
+                good.append((number, Request(transaction, packed, instant)))
             except BadTransaction as wrong:
                 results[number] = set_aside(serving, row, wrong)
-        instants = [self._instant(transaction, at_ms) for _, transaction, _ in good]
         fetched: Sequence[Fetched | None] = [None] * len(good)
         problem: Unavailable | None = None
         seat = self._seats.take(self._states.limit_s)
         try:
             try:
-                fetched = self._states.fetch_all(seat, [row for _, _, row in good])
+                fetched = self._states.fetch_all(seat, [request.row for _, request in good])
             except Unavailable as caught:
                 problem = caught
-            for (number, transaction, row), found, instant in zip(
-                good, fetched, instants, strict=True
-            ):
+            for (number, request), found in zip(good, fetched, strict=True):
                 try:
-                    results[number] = self._one_of_some(
-                        seat, serving, transaction, row, instant, found, problem
-                    )
+                    if found is None:
+                        results[number] = self._known_one(serving, request, problem)
+                    else:
+                        results[number] = self._one_of_some(seat, serving, request, found)
                 except (BadTransaction, AsOfTooOld, DeadlineExceeded, Unavailable) as trouble:
-                    results[number] = set_aside(serving, transaction, trouble)
+                    results[number] = set_aside(serving, request.transaction, trouble)
         finally:
             self._seats.give_back(seat)
         answered = [result for result in results if result is not None]
@@ -536,27 +432,19 @@ class SharedScorer(Scorer):
         return answered
 
     def _one_of_some(
-        self,
-        seat: Seat,
-        serving: Serving,
-        transaction: Transaction,
-        row: bytes,
-        at_ms: int,
-        fetched: Fetched | None,
-        problem: Unavailable | None,
+        self, seat: Seat, serving: Serving, request: Request, fetched: Fetched
     ) -> Result:
-        """The answer to a row whose exchange, if it brought nothing, met `problem`."""
         try:
-            if fetched is None:
-                raise problem or Unavailable(PARTLY)
-            if fetched.missing:
-                return self._in_part(seat, serving, transaction, row, at_ms, fetched, None)
-            return self._answered(seat, serving, transaction, row, at_ms, fetched, None)
-        except Unavailable:
-            result = self._without_redis(serving, transaction, row, at_ms)
-            if result is None:
-                raise
-            return result
+            return self._answers.answer(seat, serving, request, fetched)
+        except Unavailable as problem:
+            return self._known_one(serving, request, problem)
+
+    def _known_one(self, serving: Serving, request: Request, problem: Unavailable | None) -> Result:
+        """The answer without Redis; raises `problem` where there is none."""
+        result = self._answers.without_redis(serving, request)
+        if result is None:
+            raise problem or Unavailable(PARTLY)
+        return result
 
     def _tabled(self, serving: Serving, table: PaymentTable, at_ms: int) -> Scored:
         from freshscore.scoring.batch import score_table

@@ -118,6 +118,23 @@ def test_forty_that_fail_together_open_it_once_and_for_the_first_while() -> None
     assert breaker.admit(0.05 + LIMITS.open_s, 0.05) is not None
 
 
+def test_two_processes_do_not_come_back_at_once() -> None:
+    def first_trial_s(seed: int) -> float:
+        breaker, now_s = Breaker(LIMITS, jitter(seed)), 0.0
+        for _ in range(LIMITS.max_failures):
+            number = breaker.admit(0.0, 0.0)
+            assert number is not None
+            breaker.fail(number, 0.0)
+        while breaker.admit(now_s, 0.0) is None:
+            now_s += 0.001
+        return now_s
+
+    trials_s = [first_trial_s(seed * 10**9 + 7) for seed in range(20)]
+    assert min(trials_s) >= 0.5 * LIMITS.open_s
+    assert max(trials_s) <= LIMITS.open_s + 0.001
+    assert max(trials_s) - min(trials_s) > 0.2 * LIMITS.open_s
+
+
 def test_the_pause_doubles_up_to_its_limit() -> None:
     """The limits of the tiny profile, reached: breaker.max_failures, open_ms and max_open_ms."""
     limits = BreakerLimits.of(load_settings("tiny", env={}).breaker)
