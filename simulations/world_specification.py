@@ -104,6 +104,8 @@ def world_settings() -> Settings:
         {
             "store": {"backend": "redis", "horizon_s": 60, "skew_s": 2},
             "cache": {"max_bytes": 1 << 20, "probe_share": 0.01, "valid_until_cap_s": 600},
+            # Time moves little between two scores, and what rests must be whole at once.
+            "breaker": {"open_ms": 1, "max_open_ms": 1},
             "redis": {
                 "namespace": NAMESPACE,
                 "timeout_ms": 200,

@@ -214,7 +214,7 @@ def test_a_decision_says_on_what_it_was_made(world: SharedWorld, writer: HeldWri
     assert decision.pending == (world.embedded.row(pending)[:8],)
     assert decision.degraded == ()
     assert b"c-1" not in record
-    for damaged in (record[:-1], record + b"x", record[:40], b"\x01" + record[1:]):
+    for damaged in (record[:-1], record + b"x", record[:40], b"\x03" + record[1:]):
         with pytest.raises(ValueError, match="decision"):
             unpacked(damaged)
 

@@ -351,7 +351,7 @@ def test_a_node_that_is_away_leaves_its_states_out_and_nothing_else(
             frame = world.scorer.score_many(table_of([f"t-{gone}"], entities), as_of=AT_MS)
             assert frame["degraded"].tolist() == ["state unreachable"]
             assert same_bits(frame["score"].iloc[0], expected.score)
-        whole_again(world, entities)
+        whole_again(world, f"whole-{gone}", entities)
     degraded = [decision for decision in decisions_of(world, writer) if decision.degraded]
     assert {(one.degraded, one.missing) for one in degraded} == {
         (("state unreachable",), (0,)),
@@ -392,14 +392,14 @@ def in_part(world: SharedWorld, missing: str, entities: dict[str, str]) -> Resul
     raise AssertionError("no answer said so")
 
 
-def whole_again(world: SharedWorld, entities: dict[str, str]) -> None:
+def whole_again(world: SharedWorld, mark: str, entities: dict[str, str]) -> None:
     """Wait until a breaker has let a trial through that was answered."""
     clock, never = SystemClock(), threading.Event()
     ends_s = clock.monotonic_s() + 10.0
     number = 0
     while True:
         number += 1
-        asked = Transaction(f"whole-{number}", AT_MS, 777, "EUR", entities)
+        asked = Transaction(f"{mark}-{number}", AT_MS, 777, "EUR", entities)
         if not world.scorer.score(asked, as_of=AT_MS).degraded:
             return
         assert clock.monotonic_s() < ends_s
