@@ -55,7 +55,7 @@ class Step:
     def expect(self, markers: Sequence[Marker]) -> bool:
         """From now on these are all partitions; whether they have changed.
 
-        Of the first ones the arrivals hold from now on, for states are fetched after that.
+        Of the first ones the arrivals hold until they are heard, for states are fetched after that.
         """
         names = [(_word(one.topic), one.partition) for one in markers]
         if names == list(self._numbers):
@@ -110,6 +110,9 @@ class Step:
             number = self._number(one)
             if number is not None:
                 words = self.known[number]
+                if words[_OFFSET] == _ANY:
+                    # What nodes said of it until now they may have lost since.
+                    words[_ARRIVAL] = one.arrival_ms
                 words[_OFFSET] = max(int(words[_OFFSET]), one.to_offset)
                 words[_ARRIVAL] = max(int(words[_ARRIVAL]), one.arrival_ms)
                 self._heard_s[number] = max(self._heard_s[number], heard_s)

@@ -21,7 +21,7 @@ from freshscore.features.packing import Keys, Packer
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_keys import CONTROL, RedisKeys, tag_of
-from freshscore.features.redis_progress import topic_digest
+from freshscore.features.redis_progress import Marker, topic_digest
 from freshscore.features.redis_scripts import BEGIN, PROGRESS
 from freshscore.features.row import TOKENS
 from freshscore.features.state_layout import StateLayout, state_fingerprints, state_layout
@@ -33,6 +33,7 @@ from freshscore.invalidation.following import Follower
 from freshscore.invalidation.node_markers import marker_field
 from freshscore.invalidation.publishing import Publisher, Range
 from freshscore.invalidation.step import Step
+from freshscore.invalidation.stream_messages import Covered, decode, encode
 from freshscore.simulations.clock import VirtualClock
 from tests.invalidation.message_forms import (
     HORIZON_MS,
@@ -724,3 +725,16 @@ def test_in_a_random_run_nothing_old_is_ever_served(
             if card in told:
                 assert all(due <= mine for due, mine in zip(told[card], served, strict=True))
     assert n_near > 5
+
+
+def test_what_nodes_said_before_a_failover_is_not_believed_of_what_is_heard_after_it() -> None:
+    """A node told of an arrival, lost it, and the first message is of older ones."""
+    topic, step = bytes(8), Step()
+    step.expect([Marker(topic, 0, 150, 2_000)])
+    heard = encode(LAYOUTS, bytes(8), 0, 0, [Covered(topic, 0, 110, 116, 1_500)])
+    step.hear(decode(heard, LAYOUTS), 1.0)
+    # At offset 116 there may stand what arrived at 1,500.
+    assert step.known[0].tolist()[2:] == [116, 1_500]
+    later = encode(LAYOUTS, bytes(8), 1, 0, [Covered(topic, 0, 116, 120, 1_700)])
+    step.hear(decode(later, LAYOUTS), 2.0)
+    assert step.watermark_ms == 1_700
