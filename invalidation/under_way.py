@@ -185,6 +185,9 @@ class UnderWay:
             return
         if words & MOVED_WORDS:
             self._nodes.refresh()
+        if "NOSCRIPT" in words and self._borrowed is not None:
+            # A new connection loads them; on this one they would be missing for ever.
+            self._borrowed.close()
         raise refusal_of([one for one in replies if type(one) is ReplyError])
 
     def _check_marked(self, reply: Reply) -> None:

@@ -77,6 +77,20 @@ def test_an_idle_consumer_sees_that_redis_lost_its_last_second(
     print(f"the last second lost while idle, seed {seed}: {lane.finish()}")
 
 
+def test_redis_forgets_its_scripts(
+    deploy: Deploy, kafka: KafkaBroker, own_redis: OwnRedis, seed: int
+) -> None:
+    """An operator's SCRIPT FLUSH costs a consumer new connections, and no more."""
+    lane = Lane(deploy(kafka, own_redis(appendonly=False)), random.Random(seed))
+    lane.deployment.begin()
+    lane.flow_for(0.5)
+    lane.deployment.wait_until_whole()
+    with lane.deployment.store() as store, store.nodes.lines() as lines:
+        assert lines.ask(0, b"SCRIPT", b"FLUSH") == b"OK"
+    lane.flow(60)
+    print(f"scripts forgotten, seed {seed}: {lane.finish()}")
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_redis_loses_everything(
     deploy: Deploy, kafka: KafkaBroker, own_redis: OwnRedis, seed: int, members: int
