@@ -178,8 +178,6 @@ class Follower:
             except Closed:
                 break
             except FreshscoreError as problem:
-                self._let_go()
-                self._count("troubles")
                 if n_troubles & (n_troubles - 1) == 0:
                     logging.getLogger("freshscore").warning(
                         "the invalidation stream cannot be followed: %s", problem
@@ -187,11 +185,17 @@ class Follower:
                 wait_s = _FIRST_WAIT_S * 2.0 ** min(n_troubles, 10)
                 self._stopping.wait(min(wait_s, _LONGEST_WAIT_S))
                 n_troubles += 1
-                self._was_away = True
-                # The node may be another one by now, and nobody else may be asking.
-                with contextlib.suppress(FreshscoreError):
-                    self._nodes.refresh()
+                self.recover()
         self._let_go()
+
+    def recover(self) -> None:
+        """After an error of `turn`, and a wait: the next one begins on new connections."""
+        self._let_go()
+        self._count("troubles")
+        self._was_away = True
+        # The node may be another one by now, and nobody else may be asking.
+        with contextlib.suppress(FreshscoreError):
+            self._nodes.refresh()
 
     def turn(self) -> None:
         """Look if it is time, and read what comes until the next look: what the thread repeats.
