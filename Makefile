@@ -3,6 +3,8 @@
 PYTEST_WORKERS ?= 2
 # A soak explores: another seed each time, printed in pytest's header. It says how far it is.
 SEED ?= $(shell date +%s)
+# Of simulated worlds: one after the other from the seed on, until so many minutes are over.
+MINUTES ?= 10
 python := .venv/bin/python
 ready := .venv/.freshscore-ready
 servers := .servers/.freshscore-ready
@@ -15,7 +17,7 @@ help:
 	@echo 'make test   lint and all tests, the wheel and real Kafka and Redis servers included'
 	@echo 'make lint   ruff and mypy --strict'
 	@echo 'make bench  the table of figures, also in build/bench.json'
-	@echo 'make soak   long random runs'
+	@echo 'make soak   long random runs: SEED=N, MINUTES=N of simulated worlds'
 
 environment: $(ready)
 
@@ -54,4 +56,4 @@ bench: environment servers
 	$(python) tests/bench/run.py
 
 soak: environment servers
-	$(python) -m pytest -m soak -s --seed $(SEED)
+	$(python) -m pytest -m soak -s --seed $(SEED) --minutes $(MINUTES)

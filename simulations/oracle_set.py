@@ -222,8 +222,8 @@ def member_bytes(key: Key) -> bytes:
     return b"".join(len(part).to_bytes(2, "little") + part for part in parts)
 
 
-# An event is asked for once for each of its entities, one after the other.
-@functools.lru_cache(maxsize=1)
+# An event is asked for with each of its entities, and by each oracle that a world asks.
+@functools.lru_cache(maxsize=4_096)
 def identity_of(data: bytes, record_key: bytes) -> int:
     """The first 8 bytes of `siphash128`, little-endian: the order among equal times."""
     return int.from_bytes(siphash128(data, record_key)[:8], "little")

@@ -11,6 +11,8 @@ Source: the Redis serialization protocol (RESP 2) and the documentation of each 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -35,24 +37,43 @@ class SimulatedNode:
     """One node; `clock` is what its TIME shows, and keys live by it.
 
     kept_writes: how many of the last writes can be lost. n_losses: how often writes were lost.
+    n_changes: how often anything was changed that a read could show. added: is told of what is put
+    into streams, and gives what takes it back. appended: of each key all that was ever appended;
+    appended_s: where each part of it begins, and when it came, on the monotonic clock.
     """
 
-    def __init__(self, clock: Clock, kept_writes: int) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        kept_writes: int,
+        added: Callable[[Sequence[bytes]], Undo] = lambda fields: lambda: None,
+    ) -> None:
         self._clock = clock
+        self._added = added
+        # Names of entries of streams that were ever given: no two instants are quite the same, so
+        # after a loss none is given again, though this clock stands still between steps.
+        self._names: set[bytes] = set()
         self._values: dict[bytes, Any] = {}
         self._ends_ms: dict[bytes, int] = {}
         self._undo: deque[list[Undo]] = deque(maxlen=kept_writes)
         self._doing: list[Undo] = []
         self._scripts: dict[bytes, Script] = known_scripts()
+        # Those that it has been sent, so that their digests are enough.
+        self._loaded: set[bytes] = set()
         self._parsed: dict[bytes, list[list[bytes]]] = {}
         self.appended: dict[bytes, bytearray] = {}
+        self.appended_s: dict[bytes, list[tuple[int, float]]] = {}
         self.n_losses = 0
-        self.n_commands = 0
+        self.n_changes = 0
+        # What reads have answered since the last change.
+        self._answered: dict[bytes, bytes] = {}
+        self._answered_at = 0
         self._commands: dict[bytes, Callable[..., Any]] = {
             name.encode(): getattr(self, f"_{name.lower()}")
             for name in (
                 "GET SET APPEND STRLEN EXPIRE DEL UNLINK HGET HMGET HGETALL HSET HSETNX HEXISTS"
-                " HDEL SADD SMEMBERS SREM LPUSH LTRIM LRANGE XADD TIME EVAL EVALSHA"
+                " HDEL SADD SMEMBERS SREM LPUSH LTRIM LRANGE XADD XRANGE XREAD TIME EVAL"
+                " EVALSHA"
             ).split()
         }
 
@@ -69,16 +90,34 @@ class SimulatedNode:
 
     def run(self, commands: Sequence[Sequence[bytes]]) -> bytes:
         """Do the commands, one after the other; the bytes of all replies."""
-        return b"".join([encoded(self.reply(parts)) for parts in commands])
+        return b"".join(
+            [
+                self._read(parts[1]) if parts[0] == b"GET" else encoded(self.reply(parts))
+                for parts in commands
+            ]
+        )
+
+    def _read(self, key: bytes) -> bytes:
+        """The reply to GET: scores ask for the same states again and again."""
+        if self._answered_at != self.n_changes:
+            self._answered.clear()
+            self._answered_at = self.n_changes
+        found = self._answered.get(key)
+        ends_ms = self._ends_ms.get(key)
+        if found is None or (ends_ms is not None and self._clock.now_ms() >= ends_ms):
+            found = encoded(self.reply((b"GET", key)))
+            if self._answered_at == self.n_changes:
+                self._answered[key] = found
+        return found
 
     def reply(self, parts: Sequence[bytes]) -> Any:
         """Do one command: bytes, int, None, a list, text for a status, or CommandRefused."""
-        self.n_commands += 1
         try:
             answer = self._call(*parts)
         except CommandRefused as refused:
             answer = refused
         if self._doing:
+            self.n_changes += 1
             self._undo.append(self._doing)
             self._doing = []
         return answer
@@ -91,6 +130,7 @@ class SimulatedNode:
                 undo()
             n_lost += 1
         if n_lost:
+            self.n_changes += 1
             self.n_losses += 1
         return n_lost
 
@@ -100,7 +140,26 @@ class SimulatedNode:
         self._ends_ms.clear()
         self._undo.clear()
         self.appended.clear()
+        self.appended_s.clear()
+        self.n_changes += 1
         self.n_losses += 1
+
+    def came_s(self, key: bytes, record: bytes) -> float | None:
+        """When a record was appended first, of what is not lost; None if it is not there."""
+        ever, at = self.appended.get(key, b""), -1
+        while (at := ever.find(record, at + 1)) >= 0:
+            if at % len(record) == 0:
+                parts = self.appended_s[key]
+                return parts[bisect_right(parts, (at, math.inf)) - 1][1]
+        return None
+
+    def load_scripts(self) -> None:
+        """Every connection begins with that."""
+        self._loaded.update(self._scripts)
+
+    def forget_scripts(self) -> None:
+        """SCRIPT FLUSH, or a server that was started anew."""
+        self._loaded.clear()
 
     def held(self, key: bytes) -> bytes | None:
         """The string at a key, for whoever looks from outside."""
@@ -159,7 +218,9 @@ class SimulatedNode:
         self._doing.append(lambda: self._values.__setitem__(key, value))
         appended = self.appended.pop(key, None)
         if appended is not None:
+            parts = self.appended_s.pop(key)
             self._doing.append(lambda: self.appended.__setitem__(key, appended))
+            self._doing.append(lambda: self.appended_s.__setitem__(key, parts))
             self.n_losses += 1
         self._set_end(key, None)
         return True
@@ -193,6 +254,9 @@ class SimulatedNode:
         so_far = len(ever)
         self._doing.append(lambda: ever.__delitem__(slice(so_far, None)))
         ever += data
+        parts = self.appended_s.setdefault(key, [])
+        parts.append((so_far, self._clock.monotonic_s()))
+        self._doing.append(parts.pop)
         return len(self._values[key])
 
     def _strlen(self, key: bytes) -> int:
@@ -289,47 +353,81 @@ class SimulatedNode:
         last_ms, last_number = held[-1][0].split(b"-") if held else (b"0", b"0")
         now_ms = max(self._clock.now_ms(), int(last_ms))
         number = int(last_number) + 1 if now_ms == int(last_ms) else 0
+        while b"%d-%d" % (now_ms, number) in self._names:
+            number += 1
         name = b"%d-%d" % (now_ms, number)
+        self._names.add(name)
         self._put(key, [*held, (name, fields)][-int(most) :])
+        self._doing.append(self._added(fields))
         return name
+
+    def _xrange(self, key: bytes, first: bytes, last: bytes) -> list[Any]:
+        low, high = _name(first), _name(last)
+        return [[*one] for one in self._at(key) or () if low <= _name(one[0]) <= high]
+
+    def _xread(self, *parts: bytes) -> list[Any] | None:
+        """What has come; who waits for it (BLOCK) asks again, with what `awaited` gives."""
+        most, key, after = int(parts[parts.index(b"COUNT") + 1]), parts[-2], parts[-1]
+        if parts[-3] != b"STREAMS":
+            raise CommandRefused("ERR only XREAD COUNT n BLOCK ms STREAMS key id is simulated")
+        if after == b"$":
+            return None
+        entries = [[*one] for one in self._at(key) or () if _name(one[0]) > _name(after)]
+        return [[key, entries[:most]]] if entries else None
+
+    def awaited(self, parts: Sequence[bytes]) -> list[bytes]:
+        """An XREAD as it stands from now on: `$` is the last entry of this moment."""
+        if parts[-1] != b"$":
+            return [*parts]
+        held = self._at(parts[-2])
+        return [*parts[:-1], held[-1][0] if held else b"0-0"]
 
     def _time(self) -> list[bytes]:
         now_ms = self._clock.now_ms()
         return [b"%d" % (now_ms // 1_000), b"%d" % (now_ms % 1_000 * 1_000)]
 
     def _eval(self, text: bytes, n_keys: bytes, *given: bytes) -> Any:
-        return self._run(digest_of(text), n_keys, given)
+        digest = digest_of(text)
+        self._loaded.add(digest)
+        return self._run(digest, n_keys, given)
 
     def _evalsha(self, digest: bytes, n_keys: bytes, *given: bytes) -> Any:
         return self._run(digest, n_keys, given)
 
     def _run(self, digest: bytes, n_keys: bytes, given: Sequence[bytes]) -> Any:
         script = self._scripts.get(digest)
-        if script is None:
+        if script is None or digest not in self._loaded:
             raise CommandRefused("NOSCRIPT No matching script")
         n = int(n_keys)
         return script(self._call, given[:n], given[n:])
 
 
+def _name(text: bytes) -> tuple[int, int]:
+    """The name of an entry of a stream, to be compared."""
+    milliseconds, number = text.split(b"-")
+    return int(milliseconds), int(number)
+
+
 def parsed(request: bytes) -> list[list[bytes]]:
     """The commands in a request (RESP 2); what is cut off at its end is left out."""
     found: list[list[bytes]] = []
-    at, end = 0, len(request)
+    at, end, find = 0, len(request), request.find
     while at < end:
-        line = request.find(b"\r\n", at)
+        line = find(b"\r\n", at)
         if line < 0:
             return found
-        n, at_part = int(request[at + 1 : line]), line + 2
+        at_part = line + 2
         parts = []
-        for _ in range(n):
-            line = request.find(b"\r\n", at_part)
+        for _ in range(int(request[at + 1 : line])):
+            line = find(b"\r\n", at_part)
             if line < 0:
                 return found
-            length = int(request[at_part + 1 : line])
-            at_part = line + 4 + length
+            first = line + 2
+            last = first + int(request[at_part + 1 : line])
+            at_part = last + 2
             if at_part > end:
                 return found
-            parts.append(request[line + 2 : line + 2 + length])
+            parts.append(request[first:last])
         found.append(parts)
         at = at_part
     return found

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from freshscore.features.redis_scripts import BEGIN, PROGRESS, SWAP
+from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.invalidation.node_markers import _GIVE_UP, _NOTE
 
 _MARKER: Final = re.compile(rb"m:([^:]+):(\d+)\Z")
@@ -43,7 +44,8 @@ def known_scripts() -> dict[bytes, Script]:
         _NOTE: _note,
         _GIVE_UP: _give_up,
     }
-    return {digest_of(text.encode()): twin for text, twin in texts.items()}
+    found = {digest_of(text.encode()): twin for text, twin in texts.items()}
+    return {**found, digest_of(_HAS_ENTRY): _has_entry}
 
 
 def digest_of(text: bytes) -> bytes:
@@ -158,6 +160,10 @@ def _give_up(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
     if key_id is not None:
         call(b"HSET", keys[0], b"key_id", key_id)
     return 1
+
+
+def _has_entry(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
+    return len(call(b"XRANGE", keys[0], given[0], given[0]))
 
 
 def _hash_of(call: Call, key: bytes) -> dict[bytes, bytes]:

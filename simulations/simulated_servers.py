@@ -5,6 +5,7 @@ are: what they send is done at once, and what a node answers waits to be receive
 is drawn by a chance that its maker seeds:
 
     refused     a node that is down, or not reached, takes no connection
+    blocked     who waits for entries of a stream waits while others go on
     lost        nothing was done, and the connection is gone
     cut         the first commands were done, those behind a cut were not
     unanswered  all was done, and nobody hears of it
@@ -29,14 +30,16 @@ from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_door import Nodes, Topology
 from freshscore.features.redis_keys import SLOTS, slot_of
 from freshscore.features.redis_lines import Address
-from freshscore.simulations.simulated_redis import SimulatedNode
+from freshscore.simulations.simulated_redis import SimulatedNode, encoded
 from freshscore.simulations.world_chance import Chance
 
 _LOST: Final = "the connection was lost"
 # What is called before a process waits for a server, with the word for it; it may raise.
 Step = Callable[[str], None]
 # What is told of commands that were done, and on which node.
-Tap = Callable[[SimulatedNode, Sequence[Sequence[bytes]]], None]
+Told = Callable[[SimulatedNode, Sequence[Sequence[bytes]]], None]
+# Who is told of what is being sent now, whenever that is done.
+Tap = Callable[[], Told]
 
 
 @dataclass
@@ -65,8 +68,8 @@ class Server:
         self.generation = 0
         self.is_up = True
         self.is_stopped = False
-        # What came while it stood still: the connection and the bytes, in order.
-        self.waiting: list[tuple[Connection, bytes]] = []
+        # What came while it stood still: the connection, the bytes, and who is told, in order.
+        self.waiting: list[tuple[Connection, bytes, Told | None]] = []
 
     def drop_connections(self) -> None:
         """End all connections; what waited on them is lost."""
@@ -77,8 +80,11 @@ class Server:
         """After standing still: do what has come meanwhile."""
         self.is_stopped = False
         waiting, self.waiting = self.waiting, []
-        for connection, data in waiting:
-            connection.answers += self.node.run(self.node.commands(data))
+        for connection, data, told in waiting:
+            commands = self.node.commands(data)
+            connection.answers += self.node.run(commands)
+            if told is not None:
+                told(self.node, commands)
 
 
 class Servers:
@@ -118,12 +124,14 @@ class Servers:
         if found.is_stopped:
             self.wait(self.limit_s)
             raise Unavailable(f"simulated: {address[0]} does not answer")
+        found.node.load_scripts()
         return Connection(self, found, step, tap)
 
     def fail_over(self, number: int, n_lost: int) -> int:
         """Let a replica that lacks the last writes take a node's place; how many it lacks."""
         server = self.servers[number]
         server.drop_connections()
+        server.node.forget_scripts()
         server.is_up, server.is_stopped = True, False
         if len(self.servers) > 1:
             # A single server's place is where the settings say; those of a cluster are looked for.
@@ -135,6 +143,7 @@ class Servers:
         """End a node's process; its last writes are lost, or all (None). It is down then."""
         server = self.servers[number]
         server.drop_connections()
+        server.node.forget_scripts()
         server.is_up, server.is_stopped = False, False
         if n_lost is None:
             server.node.lose_all()
@@ -153,6 +162,7 @@ class Connection:
     """What the lines hold for a socket."""
 
     __slots__ = (
+        "_blocked",
         "_generation",
         "_is_lost",
         "_read",
@@ -170,6 +180,8 @@ class Connection:
         self._tap = tap
         self._generation = server.generation
         self._is_lost = False
+        # An XREAD that waits for entries.
+        self._blocked: list[bytes] | None = None
         self.answers = b""
         self._read = 0
 
@@ -178,8 +190,9 @@ class Connection:
         self._step("send")
         server, given = self._server, bytes(data)
         self._check()
+        told = None if self._tap is None else self._tap()
         if server.is_stopped:
-            server.waiting.append((self, given))
+            server.waiting.append((self, given, told))
             return
         faults, node = self._servers.faults, server.node
         commands = node.commands(given)
@@ -193,9 +206,12 @@ class Connection:
             self._is_lost = True
         if faults.slow and chance() < faults.slow:
             self._servers.wait(self._servers.chance.random() * self._servers.limit_s)
+        if commands and b"BLOCK" in commands[-1]:
+            self._blocked = node.awaited(commands[-1])
+            commands = commands[:-1]
         self.answers += node.run(commands)
-        if self._tap is not None:
-            self._tap(node, commands)
+        if told is not None:
+            told(node, commands)
 
     def recv(self, n: int, flags: int = 0) -> bytes:
         """What the node has answered. Raises ConnectionResetError, TimeoutError."""
@@ -205,6 +221,8 @@ class Connection:
             self._is_lost = False
             self._generation = -1
             raise ConnectionResetError(_LOST)
+        if self._blocked is not None and not self._server.is_stopped:
+            self._wait_for_entries(self._blocked)
         first = self._read
         if first == len(self.answers):
             # The sender gives up: the lines drop a connection on which a wait was in vain.
@@ -215,6 +233,21 @@ class Connection:
         if self._read >= len(self.answers):
             self.answers, self._read = b"", 0
         return found
+
+    def _wait_for_entries(self, parts: list[bytes]) -> None:
+        """Answer an XREAD: others go on until something comes, or the time is over."""
+        node = self._server.node
+        found = node.reply(parts)
+        if found is None:
+            self._step("blocked")
+            self._check()
+            if self._server.is_stopped:
+                return
+            found = node.reply(parts)
+        if found is None:
+            self._servers.wait(int(parts[parts.index(b"BLOCK") + 1]) / 1_000)
+        self._blocked = None
+        self.answers += encoded(found)
 
     def recv_into(self, room: memoryview) -> int:
         """The same, into `room`; how many bytes."""

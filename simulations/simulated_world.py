@@ -34,13 +34,14 @@ from freshscore.simulations.world_answers import Answers
 from freshscore.simulations.world_chance import Chance
 from freshscore.simulations.world_checks import Checks
 from freshscore.simulations.world_faults import Faults
+from freshscore.simulations.world_near import FollowerProcess, Published
 from freshscore.simulations.world_processes import (
     ConsumerProcess,
     Killed,
     Process,
     ProcessClock,
-    ScorerProcess,
 )
+from freshscore.simulations.world_scorer import Reading, ScorerProcess
 from freshscore.simulations.world_traffic import BEGIN_MS, Traffic, raw_label, raw_payment
 from freshscore.simulations.world_truth import BrokenLaw, Content, Said, Truth
 
@@ -52,9 +53,21 @@ _CLOCK_ERROR_MS: Final = 300
 # A member that has not polled for so long has left.
 _SESSION_MS: Final = 3_000
 _MOST_ROUNDS: Final = 600
-# Of a quarter of a second: a lost node is noticed by the next heartbeat.
-_LEAST_ROUNDS: Final = 12
+# A lost node is noticed by the next heartbeat.
+_LEAST_ROUNDS: Final = 20
+_ROUND_MS: Final = 250
+_ROUNDS_OF_HEARTBEAT: Final = 17
+# Room for near states: none, so little that states are thrown out, and enough.
+_NEAR_BYTES: Final = (0, 1 << 14, 1 << 18, 1 << 18)
+# Actions that a world has at least, where it is not over before, and scores for which it has one.
+_LEAST_ACTS: Final = 1_000
+_SCORES_OF_ACT: Final = 16
 _ASKED_RECENT: Final = 300
+# How often many payments are scored at many instants, on states that hardly change meanwhile: so
+# many exchanges, each up to so long after its payments.
+_SURVEYED: Final = 0.5
+_SURVEYS: Final = 24
+_SURVEYED_MS: Final = 700_000
 _DEEPEST: Final = 2
 # How many of the worlds begin with whole nodes; the others are degraded for a while.
 _BEGUN_AT_REST: Final = 0.8
@@ -91,7 +104,10 @@ class SimulatedWorld:
         redis = ground.settings.redis.model_copy(update={"cluster": n_nodes > 1})
         self._settings = settings = ground.settings.model_copy(update={"redis": redis})
         kafka = settings.kafka
-        nodes = [SimulatedNode(self._clock(), _KEPT_WRITES) for _ in range(n_nodes)]
+        nodes = [
+            SimulatedNode(self._clock(), _KEPT_WRITES, lambda fields: self.published.add(fields))
+            for _ in range(n_nodes)
+        ]
         limit_s = settings.redis.timeout_ms / 1_000
         self.servers = Servers(nodes, chance, self._let_pass, limit_s)
         topics = {
@@ -107,12 +123,25 @@ class SimulatedWorld:
         self.checks = Checks(ground.program.specification, ground.keys, self.truth, ground.model)
         names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))
         progress_keys = [names.progress(tag) for tag in self.servers.tags]
+        self.published = Published(
+            self.truth.maker.layouts,
+            self.log.topic_ids,
+            settings.redis.heartbeat_s,
+            self.clock.monotonic_s,
+        )
         self.answers = Answers(
-            self.truth, self.checks, self.servers, self.log, progress_keys, kafka.clock_error_ms
+            self.truth,
+            self.checks,
+            self.servers,
+            self.log,
+            self.published,
+            progress_keys,
+            kafka.clock_error_ms,
         )
         self.counts: Counter[str] = Counter()
         self.n_steps = 0
         self._depth = 0
+        self._is_calm = False
         self._letters: set[bytes] = set()
         self._last_poll_ms: dict[ConsumerProcess, int] = {}
         self._conflicting: set[str] = set()
@@ -160,6 +189,7 @@ class SimulatedWorld:
             self.chance,
             self._pause,
             self.truth,
+            self.chance.choice(_NEAR_BYTES),
         )
         self._changed(process)
         self.scorers.append(process)
@@ -167,16 +197,18 @@ class SimulatedWorld:
     def _pause(self, process: Process, what: str) -> None:
         """A process waits for a server: at times others go on in between."""
         self.n_steps += 1
+        if what == "blocked":
+            self._meanwhile()
+            return
         faults, chance = self.faults, self.chance
         if self._depth >= _DEEPEST or not faults.pause or chance.random() >= faults.pause:
             return
         if isinstance(process, ScorerProcess):
             if what != "receive":
                 return
-            kept = process.states, process.summaries, process.asked
-            for content in process.asked:
-                # It may have shown them to the scorer, though it has not answered.
-                self.answers.note_seen(process, content)
+            reading = process.reading
+            # It may have shown them to the scorer, though it has not answered.
+            self.answers.note_seen(process, reading.asked)
         self._depth += 1
         self.counts["pauses"] += 1
         try:
@@ -184,15 +216,33 @@ class SimulatedWorld:
                 self.act()
             if isinstance(process, ConsumerProcess) and chance.random() < 0.5:
                 # Another member writes to the states that this one looks at.
-                self._say()
+                self.say()
                 self._turn()
             if isinstance(process, ScorerProcess) and chance.random() < 0.5:
                 # Another thread of this scorer sees what has come to be since.
-                self._score_all(process, [chance.choice(process.asked)])
+                self._score_all(process, [chance.choice(reading.asked)])
+            if isinstance(process, ScorerProcess) and process.following is not None:
+                # What is published meanwhile is applied before the exchange is admitted.
+                process.following.turn()
         finally:
             self._depth -= 1
             if isinstance(process, ScorerProcess):
-                process.states, process.summaries, process.asked = kept
+                process.reading = reading
+
+    def _meanwhile(self) -> None:
+        """A follower waits for entries of the stream."""
+        if self._depth >= _DEEPEST:
+            return
+        self._depth += 1
+        try:
+            if self._is_calm:
+                for _ in range(_ROUNDS_OF_HEARTBEAT):
+                    self.round()
+            else:
+                for _ in range(self.chance.randint(0, 3)):
+                    self.act()
+        finally:
+            self._depth -= 1
 
     def _let_pass(self, wait_s: float) -> None:
         self.clock.move_to(self.clock.now_ms() + max(1, round(1_000 * wait_s)))
@@ -205,14 +255,19 @@ class SimulatedWorld:
     def run(self, n_scores: int, *, rests: int = 2) -> None:
         """Let things happen until so many scores were answered, coming to rest so often.
 
+        Where hardly any is answered, for trouble never ends, so many actions are enough.
         Raises BrokenLaw, and whatever else a process should not have raised.
         """
         if self.chance.random() < _BEGUN_AT_REST:
-            with self._calm():
+            with self.calm():
                 self._settle()
             self.faults.begin(self.servers, self.log)
+        most_acts = max(_LEAST_ACTS, n_scores // _SCORES_OF_ACT)
+        n_before = self.counts["scores"]
         for rest in range(1, rests + 1):
-            while self.counts["scores"] < n_scores * rest // rests:
+            for _ in range(most_acts // rests):
+                if self.counts["scores"] - n_before >= n_scores * rest // rests:
+                    break
                 self.act()
             self.come_to_rest()
             self.faults.begin(self.servers, self.log)
@@ -224,7 +279,8 @@ class SimulatedWorld:
         self.counts[doing] += 1
         _ACTIONS[doing](self)
 
-    def _say(self) -> None:
+    def say(self) -> None:
+        """Some messages of producers."""
         chance = self.chance
         for _ in range(chance.choice((1, 1, 2, 5, 20))):
             self._say_one()
@@ -305,6 +361,14 @@ class SimulatedWorld:
             step_ms = chance.choice((20_000, 90_000, 400_000))
         self.clock.move_to(self.clock.now_ms() + step_ms)
         self._evict()
+        for one in self._followings():
+            if chance.random() < self.faults.followed:
+                one.turn()
+
+    def _follow(self) -> None:
+        followings = self._followings()
+        if followings:
+            self.chance.choice(followings).turn()
 
     def _deliver(self) -> None:
         process = self.chance.choice(self.scorers)
@@ -329,11 +393,26 @@ class SimulatedWorld:
     # Scores
 
     def _score(self) -> None:
-        self._score_all(self.chance.choice(self.scorers), [self._asked()])
+        """One payment, or some after each other, which may find the states of the first near."""
+        chance, process = self.chance, self.chance.choice(self.scorers)
+        if process.following is None:
+            self._score_all(process, [self._asked()])
+            return
+        if chance.random() < 0.5:
+            process.following.turn()
+        for _ in range(chance.choice((1, 4, 20))):
+            self._score_all(process, [self._asked()])
 
     def _score_many(self) -> None:
-        n = self.chance.choice((3, 40, _ROWS, _ROWS, _ROWS))
-        self._score_all(self.chance.choice(self.scorers), [self._asked() for _ in range(n)])
+        """Some payments, or as many as there are of late at many instants."""
+        chance, process = self.chance, self.chance.choice(self.scorers)
+        n_whole = self.answers.counts["whole"]
+        self._score_all(process, self._asked_of(chance.choice((3, 40, _ROWS))))
+        # Of answers that are degraded there is nothing more to be learned.
+        found = self.answers.counts["whole"] > n_whole
+        if found and not self._depth and chance.random() < _SURVEYED:
+            for _ in range(_SURVEYS):
+                self._score_all(process, self._asked_of(_ROWS), chance.randrange(_SURVEYED_MS))
 
     def _asked(self) -> Content:
         """A content to be scored: one of late, or new."""
@@ -343,19 +422,30 @@ class SimulatedWorld:
         back = min(int(self.chance.expovariate(1 / 60)), len(contents) - 1, _ASKED_RECENT)
         return contents[-1 - back]
 
-    def _score_all(self, process: ScorerProcess, contents: Sequence[Content]) -> None:
-        """Have these scored in one exchange, and check the answers."""
+    def _asked_of(self, n: int) -> list[Content]:
+        """So many contents of late, each once, and one that may be new."""
+        late = self.truth.contents[-_ASKED_RECENT:]
+        return [*self.chance.sample(late, min(n - 1, len(late))), self._asked()]
+
+    def _score_all(
+        self, process: ScorerProcess, contents: Sequence[Content], ahead_ms: int | None = None
+    ) -> None:
+        """Have these scored in one exchange, and check the answers.
+
+        ahead_ms: as of so long after the last of them; None for now, or so.
+        """
         scorer, chance = process.scorer, self.chance
         process.n_scores += 1
         number = process.n_scores
-        outer, process.states, process.summaries = process.is_under_way, {}, {}
-        process.asked = contents
+        outer, process.reading = process.is_under_way, Reading(contents)
         told_before = scorer.told.taken()
         process.is_under_way = True
         paid = [one.transaction for one in contents]
+        if ahead_ms is None and chance.random() < 0.2:
+            ahead_ms = chance.choice((0, 0, 1, 5_000, 60_000))
         as_of = None
-        if chance.random() < 0.2:
-            as_of = max(one.time for one in paid) + chance.choice((0, 0, 1, 5_000, 60_000))
+        if ahead_ms is not None:
+            as_of = max(one.time for one in paid) + ahead_ms
         try:
             if len(paid) == 1:
                 results = [scorer.score(paid[0], as_of=as_of)]
@@ -368,12 +458,11 @@ class SimulatedWorld:
             results = []
         finally:
             process.is_under_way = outer
-        decisions = iter(scorer.told.taken())
+        decisions = scorer.told.taken()
         scorer.told.records = told_before
         self.counts["scores"] += len(results)
-        for content, result in zip(contents, results, strict=bool(results)):
-            decision = None if result.error is not None else next(decisions)
-            self.answers.take(process, number, content, result, decision, self.n_steps)
+        if results:
+            self.answers.take(process, number, contents, results, decisions, self.n_steps)
 
     # Trouble
 
@@ -423,19 +512,21 @@ class SimulatedWorld:
 
         Raises BrokenLaw.
         """
-        with self._calm():
+        with self.calm():
             self._settle()
             self._check_rest()
 
     @contextmanager
-    def _calm(self) -> Iterator[None]:
+    def calm(self) -> Iterator[None]:
         """Nobody is killed or stands still here."""
         faults = self.faults
         kept = faults.pause, faults.kill
         faults.pause = faults.kill = 0.0
+        self._is_calm = True
         try:
             yield
         finally:
+            self._is_calm = False
             faults.pause, faults.kill = kept
 
     def _settle(self) -> None:
@@ -445,15 +536,24 @@ class SimulatedWorld:
         if not self.consumers:
             self._begin_consumer()
         for number in range(_MOST_ROUNDS):
-            for process in [*self.consumers]:
-                if not process.is_asleep:
-                    self._turn_of(process)
-            self.clock.move_to(self.clock.now_ms() + 250)
-            self._evict()
+            self.round()
+            for following in self._followings():
+                following.turn()
             if number >= _LEAST_ROUNDS and self._is_at_rest():
                 break
         else:
             raise BrokenLaw(f"step {self.n_steps}: nothing fails, and it does not come to rest")
+
+    def round(self) -> None:
+        """A turn of each consumer that is not in the middle of one, and a quarter of a second."""
+        for process in [*self.consumers]:
+            if not process.is_asleep and not process.is_under_way:
+                self._turn_of(process)
+        self.clock.move_to(self.clock.now_ms() + _ROUND_MS)
+        self._evict()
+
+    def _followings(self) -> list[FollowerProcess]:
+        return [one.following for one in self.scorers if one.following is not None]
 
     def _is_at_rest(self) -> bool:
         kafka = self._settings.kafka
@@ -462,7 +562,8 @@ class SimulatedWorld:
         given = {at for one in self.consumers for at in one.reader.assignment}
         busy = [one for one in self.consumers if one.reader.assignment]
         return (
-            given == ends.keys()
+            all(one.follower.may_serve() for one in self._followings())
+            and given == ends.keys()
             and all(one.consumer.is_caught_up for one in busy)
             and all(self.log.committed.get(at, 0) == end for at, end in ends.items() if end)
         )
@@ -480,7 +581,7 @@ class SimulatedWorld:
         before = Counter(self.answers.counts)
         for process in self.scorers:
             for _ in range(4):
-                self._score_all(process, [self._asked() for _ in range(_ROWS)])
+                self._score_all(process, self._asked_of(_ROWS))
         new = self.answers.counts - before
         if new["degraded"] or not new["whole"]:
             raise BrokenLaw(f"step {self.n_steps}: at rest {new['degraded']} answers are degraded")
@@ -512,12 +613,13 @@ def _may_be_away() -> Iterator[None]:
 
 
 _ACTIONS: Final = {
-    "say": SimulatedWorld._say,
+    "say": SimulatedWorld.say,
     "label": SimulatedWorld._say_label,
     "turn": SimulatedWorld._turn,
     "time": SimulatedWorld._move_time,
     "deliver": SimulatedWorld._deliver,
     "observe": SimulatedWorld._observe,
+    "follow": SimulatedWorld._follow,
     "score": SimulatedWorld._score,
     "score many": SimulatedWorld._score_many,
     "trouble": SimulatedWorld._trouble,
@@ -531,6 +633,7 @@ _OFTEN: Final = {
     "time": 25,
     "deliver": 8,
     "observe": 10,
+    "follow": 12,
     "score": 8,
     "score many": 8,
     "trouble": 8,

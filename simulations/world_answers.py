@@ -5,6 +5,8 @@
     vouched     an answer that is not degraded lacks nothing that its nodes' markers vouch for, and
                 a node without an epoch makes it degraded (laws 5 and 6); and nothing is to come
                 that arrived before a marker says
+    near        a near state lacks nothing that its follower says, and nothing that was published
+                before the bound of silence
     own writes  what its scorer observed counts, until it was seen, refused, lost or given up
 
 Rule: an answer that says that it is degraded is counted, and not looked at further.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from freshscore.features.redis_progress import Marker, progress_of, topic_digest
@@ -26,7 +28,8 @@ from freshscore.scoring.result import Result
 from freshscore.simulations.simulated_log import Log
 from freshscore.simulations.simulated_servers import Servers
 from freshscore.simulations.world_checks import Checked, Checks
-from freshscore.simulations.world_processes import Observed, ScorerProcess
+from freshscore.simulations.world_near import Published
+from freshscore.simulations.world_scorer import Observed, ScorerProcess
 from freshscore.simulations.world_truth import NOTHING, BrokenLaw, Content, Snapshot, Truth
 
 # Optional pending records whose every choice is tried.
@@ -47,6 +50,7 @@ class Answers:
         checks: Checks,
         servers: Servers,
         log: Log,
+        published: Published,
         progress_keys: Sequence[bytes],
         clock_error_ms: int,
     ) -> None:
@@ -54,6 +58,7 @@ class Answers:
         self._checks = checks
         self._servers = servers
         self._log = log
+        self._published = published
         self._clock_error_ms = clock_error_ms
         self._progress_keys = progress_keys
         self._partitions = {
@@ -71,47 +76,70 @@ class Answers:
         self,
         process: ScorerProcess,
         number: int,
-        content: Content,
-        result: Result,
-        decision: bytes | None,
+        contents: Sequence[Content],
+        results: Sequence[Result],
+        decisions: Iterable[bytes],
         step: int,
     ) -> None:
-        """Check an answer to score number `number` of the process. Raises BrokenLaw."""
-        if result.error is not None or result.score is None:
-            self.counts["set aside"] += 1
-            self.note_seen(process, content)
-            return
-        is_degraded = "degraded" if result.degraded else "whole"
-        self.counts[is_degraded] += 1
-        self.counts[result.source or ""] += 1
-        if result.degraded:
-            self.note_seen(process, content)
-            return
-        pending: tuple[bytes, ...] = ()
-        if result.pending and decision is not None:
-            pending = unpacked(decision).pending
-            self.counts["with pending"] += 1
-        served: list[Snapshot | None] = []
-        for entity, key in enumerate(content.states):
-            if key is None:
-                served.append(None)
+        """Check the answers of score number `number` of the process. Raises BrokenLaw.
+
+        decisions: of all that are no error, in order.
+        """
+        counts, following = self.counts, iter(decisions)
+        # Rows that read one state, and count the same of what is pending, are looked at once.
+        looked_at: dict[tuple[bytes, bytes, tuple[bytes, ...]], Snapshot] = {}
+        for content, result in zip(contents, results, strict=True):
+            decision = None if result.error is not None else next(following)
+            if decision is None or result.score is None:
+                counts["set aside"] += 1
                 continue
-            read = process.states[key]
-            at = c.OUT_VERSIONS + 16 * entity
-            version = result.raw[at : at + 16]
-            if key in process.observed:
-                state = self._with_pending(process, number, key, read, version, pending, step)
-            else:
-                state = read
-            if state.version != version:
-                raise BrokenLaw(
-                    f"step {step}: entity {entity} has version {version.hex()[:8]}; of the"
-                    f" {len(read.records)} records that were read it is {state.version.hex()[:8]}"
-                )
+            counts[result.source or ""] += 1
+            if result.degraded:
+                counts["degraded"] += 1
+                continue
+            counts["whole"] += 1
+            counts["near"] += process.reading.near is not None
+            pending: tuple[bytes, ...] = ()
+            if result.pending:
+                pending = unpacked(decision).pending
+                counts["with pending"] += 1
+            served: list[Snapshot | None] = []
+            at, raw = c.OUT_VERSIONS, result.raw
+            for key in content.states:
+                state = None
+                if key is not None:
+                    which = (key, raw[at : at + 16], pending)
+                    state = looked_at.get(which)
+                    if state is None:
+                        state = looked_at[which] = self._served(process, number, *which, step)
+                served.append(state)
+                at += 16
+            self._checks.add(Checked(step, content, result.as_of, result.score, tuple(served)))
+        self.note_seen(process, contents)
+
+    def _served(
+        self,
+        process: ScorerProcess,
+        number: int,
+        key: bytes,
+        version: bytes,
+        pending: tuple[bytes, ...],
+        step: int,
+    ) -> Snapshot:
+        """What an answer counts of one state, which has this version in it."""
+        read = state = process.reading.states[key]
+        if key in process.observed:
+            state = self._with_pending(process, number, key, read, version, pending, step)
+        if state.version != version:
+            raise BrokenLaw(
+                f"step {step}: entity {read.entity} has version {version.hex()[:8]}; of the"
+                f" {len(read.records)} records that were read it is {state.version.hex()[:8]}"
+            )
+        if process.reading.near is None:
             self._check_vouched(process, key, read, state, step)
-            served.append(state)
-        self._checks.add(Checked(step, content, result.as_of, result.score, tuple(served)))
-        self.note_seen(process, content)
+        else:
+            self._check_near(process.reading.near, key, read, state, step)
+        return state
 
     def _with_pending(
         self,
@@ -172,21 +200,21 @@ class Answers:
             self._united[id(read), (b"",)] = read
         return found
 
-    def note_seen(self, process: ScorerProcess, content: Content) -> None:
-        """What a state has shown is not pending for scores that begin from now on.
+    def note_seen(self, process: ScorerProcess, contents: Sequence[Content]) -> None:
+        """What states have shown is not pending for scores that begin from now on.
 
         If its node loses it after that, it comes back with the consumer, and not before.
         """
-        for key in content.states:
-            held = process.observed.get(key or b"")
-            if not held or key is None:
+        now_s = process.clock.monotonic_s()
+        for key in {key for one in contents for key in one.states if key is not None}:
+            held = process.observed.get(key)
+            if not held:
                 continue
-            read = process.states.get(key, NOTHING).records
+            read = process.reading.states.get(key, NOTHING).records
             for one in held:
                 if one.records[key] in read:
                     one.seen_at.setdefault(key, process.n_scores)
             if not process.is_under_way:
-                now_s = process.clock.monotonic_s()
                 # Time went by since they were united: what has just ended may have counted.
                 held[:] = [one for one in held if now_s < one.ends_s + _FORGOTTEN_S]
                 if not held:
@@ -196,7 +224,7 @@ class Answers:
         self, process: ScorerProcess, key: bytes, read: Snapshot, state: Snapshot, step: int
     ) -> None:
         known = self._truth.states[key]
-        summary = process.summaries.get(self._progress_keys[known.node])
+        summary = process.reading.summaries.get(self._progress_keys[known.node])
         if summary is None:
             raise BrokenLaw(f"step {step}: a node without an epoch gave an answer that is whole")
         n_losses = self._servers.servers[known.node].node.n_losses
@@ -235,6 +263,31 @@ class Answers:
                 f" {marker.arrival_ms} is to come, and at {marker.offset} or behind it stands what"
                 f" arrived at {first_ms}"
             )
+
+    def _check_near(
+        self, summary: bytes, key: bytes, read: Snapshot, state: Snapshot, step: int
+    ) -> None:
+        """A near state counts what its follower says, and what was published before its bound."""
+        said, published = self._markers_of(summary, step), self._published
+        known = self._truth.states[key]
+        node = self._servers.servers[known.node].node
+        for at, entries in known.log.items():
+            for offset, record in entries[: bisect_left(entries, (said.get(at, 0), b""))]:
+                if record not in read.records and record not in state.records:
+                    raise BrokenLaw(
+                        f"step {step}: a near state lacks what stands at {offset} of {at[0]}"
+                        f" {at[1]}, and its follower says that it counts"
+                    )
+            for offset, record in entries[: bisect_left(entries, (published.heard(at), b""))]:
+                if record in read.records or record in state.records:
+                    continue
+                # What was lost since, and came again, was published again.
+                came_s = node.came_s(key, record)
+                if came_s is not None and published.is_heard(at, offset, came_s):
+                    raise BrokenLaw(
+                        f"step {step}: a near state lacks what stands at {offset} of {at[0]}"
+                        f" {at[1]}, which was published before its bound"
+                    )
 
     def _markers_of(self, summary: bytes, step: int) -> dict[Partition, int]:
         found = self._markers.get(summary)

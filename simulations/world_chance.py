@@ -46,6 +46,10 @@ class Chance(Protocol):
         """One of them, some more often."""
         ...
 
+    def sample(self, population: Sequence[T], k: int) -> list[T]:
+        """So many of them, none twice."""
+        ...
+
     def shuffle(self, x: list[Any]) -> None:
         """Put them into another order."""
         ...

@@ -22,6 +22,7 @@ _BROKER_ERROR_MS = 300
 class Faults:
     """How likely each is: of a thing sent, polled or committed, of a turn, of a step.
 
+    followed: how likely followers are awake when time goes by.
     kinds: of what `happen` draws from.
     """
 
@@ -36,6 +37,7 @@ class Faults:
     doubled: float
     kill: float
     pause: float
+    followed: float
     kinds: tuple[str, ...]
 
     @classmethod
@@ -45,7 +47,10 @@ class Faults:
         def rate(most: float) -> float:
             return chance.choice((0.0, 0.0, most / 10, most))
 
-        every = ("restart", "crash", "crash empty", "fail over", "stop", "kafka", "clock", "go on")
+        every = (
+            *("restart", "crash", "crash empty", "fail over", "stop", "kafka", "clock", "scripts"),
+            "go on",
+        )
         kinds = tuple(one for one in every if chance.random() < 0.6)
         return cls(
             chance=chance,
@@ -58,7 +63,8 @@ class Faults:
             never_sent=rate(0.1),
             doubled=rate(0.2),
             kill=rate(0.1),
-            pause=chance.choice((0.0, 0.01, 0.1, 0.3)),
+            pause=chance.choice((0.0, 0.01, 0.03, 0.1)),
+            followed=chance.choice((0.2, 0.7, 0.9)),
             kinds=(*kinds, "go on"),
         )
 
@@ -97,6 +103,8 @@ class Faults:
             servers.fail_over(number, chance.choice(_LOST_WRITES))
         elif kind == "stop":
             server.is_stopped = True
+        elif kind == "scripts":
+            server.node.forget_scripts()
         elif kind == "kafka":
             log.faults.is_down = True
         elif kind == "clock":

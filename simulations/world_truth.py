@@ -215,17 +215,18 @@ class Truth:
         if state.latest is not None and state.n_losses == node.n_losses:
             if len(ever) == state.n_bytes:
                 return state.latest
-            fresh = self._split(state, bytes(ever[state.n_bytes :]))
+            fresh = self.split(key, bytes(ever[state.n_bytes :]))
             known = state.latest.records
             if not fresh <= known:
                 state.latest = self.grown(state.latest, fresh - known)
         else:
-            state.latest = self.made(state.entity, self._split(state, bytes(ever)))
+            state.latest = self.made(state.entity, self.split(key, bytes(ever)))
         state.n_losses, state.n_bytes = node.n_losses, len(ever)
         return state.latest
 
-    def _split(self, state: _State, data: bytes) -> frozenset[bytes]:
-        width = self.maker.layouts[state.entity].width
+    def split(self, key: bytes, data: bytes) -> frozenset[bytes]:
+        """The records that were appended to a state. Raises BrokenLaw for a part of one."""
+        width = self.maker.layouts[self.states[key].entity].width
         if len(data) % width:
             raise BrokenLaw(f"{len(data)} bytes appended to a state of records of {width}")
         return frozenset(data[at : at + width] for at in range(0, len(data), width))

@@ -20,6 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, default=_DEFAULT_SEED, help="seed of every random test that takes one"
     )
+    parser.addoption(
+        "--minutes", type=float, default=1.0, help="how long a soak of simulated worlds lasts"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

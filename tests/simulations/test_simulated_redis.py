@@ -15,8 +15,10 @@ from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_lines import Lines, ReplyError
 from freshscore.features.redis_scripts import BEGIN, PROGRESS, SWAP
 from freshscore.invalidation import node_markers
+from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.simulations.clock import VirtualClock
 from freshscore.simulations.simulated_redis import SimulatedNode, encoded, parsed
+from freshscore.simulations.simulated_scripts import digest_of
 from tests.servers.redis_servers import RedisServer
 
 _TOPICS = (b"one", b"two", b"gone")
@@ -181,6 +183,7 @@ def test_commands_and_scripts_do_what_the_real_ones_do(
     prefix = uuid.uuid4().hex[:8].encode()
     calls = _Calls(chance, prefix)
     node = SimulatedNode(VirtualClock(1), 100)
+    node.load_scripts()
     answered: set[tuple[str, str]] = set()
     nodes = Nodes.open(RedisSettings(url=redis_server.url, timeout_ms=10_000))
     try:
@@ -208,12 +211,63 @@ def test_commands_and_scripts_do_what_the_real_ones_do(
         assert len({reply for word, reply in answered if word == name}) >= 2, name
 
 
+def test_streams_do_what_real_ones_do(redis_server: RedisServer, seed: int) -> None:
+    """Entries are trimmed, read from any other one on, and looked for: by their order alike."""
+    chance = random.Random(seed)
+    key = b"%b:{t}:stream" % uuid.uuid4().hex[:8].encode()
+    node = SimulatedNode(VirtualClock(1), 100)
+    names: list[tuple[bytes, bytes]] = [(b"0-0", b"0-0")]
+    nodes = Nodes.open(RedisSettings(url=redis_server.url, timeout_ms=10_000))
+
+    def both(*parts: bytes | int) -> tuple[Any, Any]:
+        """What both answer; a number stands for the name of that entry."""
+        asked = [[names[p][n] if isinstance(p, int) else p for p in parts] for n in (0, 1)]
+        return _ask(lines, tuple(asked[0])), _simulated(node, tuple(asked[1]))
+
+    def listed(entries: Any, which: int) -> list[Any]:
+        number_of = {pair[which]: number for number, pair in enumerate(names)}
+        return [(number_of[name], fields) for name, fields in entries]
+
+    try:
+        with nodes.lines() as lines:
+            for number in range(300):
+                most = b"%d" % chance.choice((1, 5, 1_000))
+                names.append(both(b"XADD", key, b"MAXLEN", most, b"*", b"m", b"%d" % number))
+                at = chance.randrange(len(names))
+                real, simulated = both(b"XREAD", b"COUNT", b"3", b"STREAMS", key, at)
+                assert (real is None) == (simulated is None)
+                if real is not None:
+                    assert listed(real[0][1], 0) == listed(simulated[0][1], 1)
+                # Most are trimmed by then.
+                there, simulated = both(b"EVAL", _HAS_ENTRY, b"1", key, at)
+                assert there == simulated
+            lines.ask(0, b"DEL", key)
+    finally:
+        nodes.close()
+
+
+def test_scripts_that_were_forgotten_are_not_known() -> None:
+    """By their digest; a text brings itself, and a new connection all."""
+    node = SimulatedNode(VirtualClock(1), 10)
+    asked = [b"EVALSHA", digest_of(_HAS_ENTRY), b"1", b"a", b"0-0"]
+    assert node.run([asked]).startswith(b"-NOSCRIPT")
+    for load in (
+        lambda: node.run([[b"EVAL", _HAS_ENTRY, *asked[2:]]]),
+        node.load_scripts,
+    ):
+        load()
+        assert node.run([asked]) == b":0\r\n"
+        node.forget_scripts()
+        assert node.run([asked]).startswith(b"-NOSCRIPT")
+
+
 def test_lost_writes_leave_what_was_before(seed: int) -> None:
     """Whatever was done, undoing the last n calls leaves the node as it was n calls before."""
     chance = random.Random(seed)
     calls = _Calls(chance, b"w")
     for _ in range(30):
         node = SimulatedNode(VirtualClock(1), 10_000)
+        node.load_scripts()
         before = []
         for _ in range(chance.randrange(1, 60)):
             n_undoable = len(node._undo)

@@ -10,12 +10,21 @@ from typing import Any, Final
 
 import pytest
 
+from freshscore.features import near_ring as g
 from freshscore.features import tables as t
+from freshscore.features.near_states import NearStates
+from freshscore.features.redis_lines import ReplyError, errors_in
 from freshscore.invalidation import beginnings, under_way, waiting_labels
+from freshscore.invalidation.following import Follower
+from freshscore.invalidation.node_markers import refusal_of
 from freshscore.invalidation.partitions import NodeMarker, begin_of
+from freshscore.invalidation.step import Step
 from freshscore.scoring import exchanges
+from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.pending import PendingEvent, PendingEvents
-from freshscore.simulations.world_processes import ConsumerProcess, Process, ScorerProcess
+from freshscore.simulations import simulated_scripts
+from freshscore.simulations.world_processes import ConsumerProcess, Process
+from freshscore.simulations.world_scorer import ScorerProcess
 
 Patch = pytest.MonkeyPatch
 Change = Callable[[Process], None]
@@ -154,6 +163,71 @@ def folded_too_early(patch: Patch) -> Change:
     return change
 
 
+def prefix_not_compared(patch: Patch) -> Change:
+    """A state is replaced where it is long enough, whatever it holds by now."""
+    swap = simulated_scripts._swap
+
+    def unchecked(call: Any, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
+        held = call(b"GET", keys[0]) or b""
+        digest = simulated_scripts.digest_of(held[: int(given[0])])
+        return swap(call, keys, [given[0], digest, *given[2:]])
+
+    patch.setattr(simulated_scripts, "_swap", unchecked)
+    return _nothing
+
+
+def scripts_missing_for_ever(patch: Patch) -> Change:
+    """A consumer keeps the connection on which a node has forgotten its scripts."""
+
+    def check(self: Any, replies: Sequence[Any]) -> None:
+        if errors_in(replies):
+            raise refusal_of([one for one in replies if isinstance(one, ReplyError)])
+
+    patch.setattr(under_way.UnderWay, "_check", check)
+    return _nothing
+
+
+def gaps_not_seen(patch: Patch) -> Change:
+    """A follower goes on behind what it never heard."""
+    patch.setattr(Step, "shows_gap", lambda self, message: False)
+    return _nothing
+
+
+def silence_not_noticed(patch: Patch) -> Change:
+    """Near states are served however long nothing was heard."""
+    patch.setattr(Follower, "may_serve", lambda self: self._is_open)
+    return _nothing
+
+
+def tickets_drawn_late(patch: Patch) -> Change:
+    """A near state takes no notice of what was followed while its exchange was under way."""
+    draw, admit = NearReading.draw, NearReading.admit
+
+    def admitted(self: NearReading, seat: Any, *given: Any, adds: bool) -> None:
+        draw(self, seat)
+        admit(self, seat, *given, adds=adds)
+
+    patch.setattr(NearReading, "draw", lambda self, seat: None)
+    patch.setattr(NearReading, "admit", admitted)
+    return _nothing
+
+
+def losses_admitted(patch: Patch) -> Change:
+    """What a node brings is held near, though the node has lost what followers were told."""
+    patch.setattr(NearStates, "_is_vouched", lambda self, summary, room: True)
+    return _nothing
+
+
+def flushed_never(patch: Patch) -> Change:
+    """A gap is seen, and near states are kept."""
+
+    def flush(self: NearStates, *, is_open: bool) -> None:
+        self._head[g.IS_OPEN // 8] = is_open
+
+    patch.setattr(NearStates, "flush", flush)
+    return _nothing
+
+
 # Each with the trouble under which its protection matters.
 CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = (
     (markers_before_appends, {"kill": 0.1}),
@@ -167,4 +241,11 @@ CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = 
     (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}),
     (held_as_if_read, {}),
     (folded_too_early, {}),
+    (prefix_not_compared, {"pause": 0.1, "kinds": ("fail over", "restart")}),
+    (scripts_missing_for_ever, {"kinds": ("scripts",)}),
+    (gaps_not_seen, {"kinds": ("restart", "fail over"), "pause": 0.0}),
+    (silence_not_noticed, {"followed": 0.1}),
+    (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}),
+    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}),
+    (flushed_never, {"kinds": ("restart", "fail over"), "pause": 0.0}),
 )
