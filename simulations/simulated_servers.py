@@ -9,6 +9,7 @@ is drawn by a chance that its maker seeds:
     lost        nothing was done, and the connection is gone
     cut         the first commands were done, those behind a cut were not
     unanswered  all was done, and nobody hears of it
+    cut off     nothing of a process arrives anywhere, and it waits for its whole limit
     stopped     a node that stands still (SIGSTOP) does what it was sent once it goes on, however
                 long ago the sender gave up
 
@@ -99,6 +100,8 @@ class Servers:
     ) -> None:
         self.servers = [Server(node, (f"node-{i}", 1)) for i, node in enumerate(nodes)]
         self.faults = ConnectionFaults()
+        # The processes of which nothing arrives; they own the steps of their connections.
+        self.cut_off: set[object] = set()
         self.chance = chance
         self.wait = wait
         self.limit_s = limit_s
@@ -109,9 +112,11 @@ class Servers:
             for node in range(n)
         )
 
-    def topology(self) -> Topology:
+    def topology(self, step: Step) -> Topology:
         """Where the nodes are now. Raises Unavailable where none tells."""
-        if not any(one.is_up and not one.is_stopped for one in self.servers):
+        if self.is_cut_off(step) or not any(
+            one.is_up and not one.is_stopped for one in self.servers
+        ):
             raise Unavailable("simulated: no node answers")
         return Topology(tuple(one.address for one in self.servers), self.node_of_slot, self.tags)
 
@@ -121,11 +126,15 @@ class Servers:
         found = next((one for one in self.servers if one.address == address), None)
         if found is None or not found.is_up:
             raise Unavailable(f"simulated: {address[0]} refuses the connection")
-        if found.is_stopped:
+        if found.is_stopped or self.is_cut_off(step):
             self.wait(self.limit_s)
             raise Unavailable(f"simulated: {address[0]} does not answer")
         found.node.load_scripts()
         return Connection(self, found, step, tap)
+
+    def is_cut_off(self, step: Step) -> bool:
+        """Whether nothing arrives of whoever takes this step."""
+        return bool(self.cut_off) and getattr(step, "__self__", None) in self.cut_off
 
     def fail_over(self, number: int, n_lost: int) -> int:
         """Let a replica that lacks the last writes take a node's place; how many it lacks."""
@@ -153,6 +162,7 @@ class Servers:
     def heal(self) -> None:
         """Let everything be reached again."""
         self.faults.calm()
+        self.cut_off.clear()
         for one in self.servers:
             one.is_up = True
             one.go_on()
@@ -190,6 +200,8 @@ class Connection:
         self._step("send")
         server, given = self._server, bytes(data)
         self._check()
+        if self._servers.is_cut_off(self._step):
+            return
         told = None if self._tap is None else self._tap()
         if server.is_stopped:
             server.waiting.append((self, given, told))
@@ -221,6 +233,9 @@ class Connection:
             self._is_lost = False
             self._generation = -1
             raise ConnectionResetError(_LOST)
+        if self._servers.is_cut_off(self._step):
+            self._servers.wait(self._servers.limit_s)
+            raise TimeoutError
         if self._blocked is not None and not self._server.is_stopped:
             self._wait_for_entries(self._blocked)
         first = self._read
@@ -287,7 +302,7 @@ class SimulatedNodes(Nodes):
         super().__init__(settings, clock)
 
     def _found_from(self, address: Address) -> Topology:
-        found = self._servers.topology()
+        found = self._servers.topology(self._step)
         known = getattr(self, "topology", None)
         return known if known is not None and known.is_like(found) else found
 

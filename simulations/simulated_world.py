@@ -41,9 +41,10 @@ from freshscore.simulations.world_processes import (
     Process,
     ProcessClock,
 )
+from freshscore.simulations.world_producers import Producers
 from freshscore.simulations.world_scorer import Reading, ScorerProcess
-from freshscore.simulations.world_traffic import BEGIN_MS, Traffic, raw_label, raw_payment
-from freshscore.simulations.world_truth import BrokenLaw, Content, Said, Truth
+from freshscore.simulations.world_traffic import BEGIN_MS, Traffic
+from freshscore.simulations.world_truth import BrokenLaw, Content, Truth
 
 _KEPT_WRITES: Final = 300
 _PARTITIONS: Final = 3
@@ -120,6 +121,9 @@ class SimulatedWorld:
         self.broker_clock = self._clock()
         self.log = Log(topics, chance, self.broker_clock.now_ms, self._came)
         self.traffic = Traffic(chance)
+        self._producers = Producers(
+            chance, self.clock, settings.kafka, self.log, self.truth, self.traffic
+        )
         self.checks = Checks(ground.program.specification, ground.keys, self.truth, ground.model)
         names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))
         progress_keys = [names.progress(tag) for tag in self.servers.tags]
@@ -144,7 +148,6 @@ class SimulatedWorld:
         self._is_calm = False
         self._letters: set[bytes] = set()
         self._last_poll_ms: dict[ConsumerProcess, int] = {}
-        self._conflicting: set[str] = set()
         admin = SimulatedNodes(settings.redis, self.clock, self.servers, lambda what: None)
         claim_key(admin, names, ground.keys.key_id)
         self.consumers: list[ConsumerProcess] = []
@@ -281,51 +284,10 @@ class SimulatedWorld:
 
     def say(self) -> None:
         """Some messages of producers."""
-        chance = self.chance
-        for _ in range(chance.choice((1, 1, 2, 5, 20))):
-            self._say_one()
-
-    def _say_one(self) -> None:
-        """A message of some producer: new, again, another content, or nonsense."""
-        chance, drawn = self.chance, self.chance.random()
-        at = chance.choice(self.log.of_topic(self._settings.kafka.transactions_topic))
-        old = self.traffic.again() if drawn < 0.12 else None
-        if drawn > 0.99:
-            value = b'{"transaction_id": "n%d"' % chance.randrange(10**6)
-            self.truth.say(value, Said(None))
-            self.log.append(at, value)
-            return
-        if old is None:
-            paid = self.traffic.payment(self.clock.now_ms())
-        elif drawn < 0.08:
-            paid = old
-        else:
-            paid = self.traffic.other_content(old)
-            self._conflicting.add(paid.transaction_id)
-        content = self.truth.content(paid)
-        value = raw_payment(paid)
-        self.truth.say(value, Said(content))
-        if not self.log.faults.is_down:
-            self.log.append(at, value)
+        self._producers.say()
 
     def _say_label(self) -> None:
-        """A message of what became known of a payment; without its entities where it is known."""
-        chance, paid = self.chance, self.traffic.again()
-        if paid is None or self.log.faults.is_down:
-            return
-        known = self.truth.accepted.get(paid.transaction_id)
-        is_alone = paid.transaction_id not in self._conflicting
-        with_entities = known is None or not is_alone or chance.random() < 0.5
-        at = chance.choice(self.log.of_topic(self._settings.kafka.labels_topic))
-        sent_ms = self.clock.now_ms() - chance.randrange(2_000)
-        value = chance.random() < 0.7
-        content = known if known is not None and is_alone else self.truth.content(paid)
-        if not with_entities:
-            # From now on it has one content, so that it is clear which one is meant.
-            self.traffic.recent.remove(paid)
-        message = raw_label(content.transaction, value, sent_ms, with_entities=with_entities)
-        self.truth.say(message, Said(content, ((0, value),), sent_ms))
-        self.log.append(at, message)
+        self._producers.say_label()
 
     def _turn(self) -> None:
         awake = [one for one in self.consumers if not one.is_under_way and not one.is_asleep]
@@ -467,7 +429,8 @@ class SimulatedWorld:
     # Trouble
 
     def _trouble(self) -> None:
-        happened = self.faults.happen(self.servers, self.log, self.broker_clock)
+        processes: list[Process] = [*self.consumers, *self.scorers, *self._followings()]
+        happened = self.faults.happen(self.servers, self.log, self.broker_clock, processes)
         self.counts[happened] += 1
 
     def _change_members(self) -> None:

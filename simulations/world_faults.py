@@ -7,12 +7,13 @@ Rule: trouble ends when it is told to; a world must come to rest after any of it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from freshscore.simulations.simulated_log import Log
 from freshscore.simulations.simulated_servers import Servers
 from freshscore.simulations.world_chance import Chance
-from freshscore.simulations.world_processes import ProcessClock
+from freshscore.simulations.world_processes import Process, ProcessClock
 
 _LOST_WRITES = (0, 1, 2, 5, 20, 100)
 _BROKER_ERROR_MS = 300
@@ -49,7 +50,7 @@ class Faults:
 
         every = (
             *("restart", "crash", "crash empty", "fail over", "stop", "kafka", "clock", "scripts"),
-            "go on",
+            *("partition", "go on"),
         )
         kinds = tuple(one for one in every if chance.random() < 0.6)
         return cls(
@@ -80,17 +81,25 @@ class Faults:
         servers.heal()
         log.faults.calm()
 
-    def happen(self, servers: Servers, log: Log, broker_clock: ProcessClock) -> str:
-        """One thing goes wrong, or right again; its name."""
+    def happen(
+        self,
+        servers: Servers,
+        log: Log,
+        broker_clock: ProcessClock,
+        processes: Sequence[Process],
+    ) -> str:
+        """One thing goes wrong, or right again; its name. processes: that may be cut off."""
         chance = self.chance
         kind = chance.choice(self.kinds)
         number = chance.randrange(len(servers.servers))
         server = servers.servers[number]
-        if not server.is_up or server.is_stopped or log.faults.is_down or kind == "go on":
+        is_away = not server.is_up or server.is_stopped
+        if is_away or log.faults.is_down or servers.cut_off or kind == "go on":
             # Mostly one thing at a time.
             server.is_up = True
             server.go_on()
             log.faults.is_down = False
+            servers.cut_off.clear()
             return "go on"
         if kind == "restart":
             servers.crash(number, chance.choice(_LOST_WRITES))
@@ -103,6 +112,8 @@ class Faults:
             servers.fail_over(number, chance.choice(_LOST_WRITES))
         elif kind == "stop":
             server.is_stopped = True
+        elif kind == "partition":
+            servers.cut_off.add(chance.choice(processes))
         elif kind == "scripts":
             server.node.forget_scripts()
         elif kind == "kafka":

@@ -42,9 +42,9 @@ _MOST_WORLDS = 40
 _BUSY_WORLD = 1
 _BUSY_SCORES = 12_000
 _FAILOVER_WORLDS = 4
-_FAILOVERS = 8
-# By how much the clock moves between two looks, and a consumer that waits after trouble.
-_ROUND_S = 0.5
+_FAILOVERS = 3
+# What passes beside a heartbeat: waits after trouble and in vain, and the steps of the clock.
+_NOTICED_S = 2.0
 _CANARY_WORLDS = 60
 _CANARY_SCORES = 1_500
 
@@ -162,7 +162,7 @@ def test_what_a_failover_loses_comes_back(seed: int) -> None:
     )
     heartbeat_s = _ground().settings.redis.heartbeat_s
     assert len(lost) >= len(repairs) // 2
-    assert times_s[-1] <= heartbeat_s + _ROUND_S
+    assert times_s[-1] <= heartbeat_s + _NOTICED_S
 
 
 @pytest.mark.soak

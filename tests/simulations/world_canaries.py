@@ -1,5 +1,21 @@
 """Protections of production code, each taken out of a simulated world, so that a law breaks.
 
+    fault                                        the canary that needs it
+    commands cut off, replies lost               markers_before_appends
+    a consumer killed in the middle of a batch   markers_before_appends, letters_not_awaited
+    a restart or failover that loses writes      markers_not_read, connections_made_anew,
+                                                 prefix_not_compared, losses_admitted
+    the stream loses entries                     gaps_not_seen, flushed_never
+    a node that has lost everything              rebuilt_from_commit, epoch_not_asked
+    scripts that are forgotten                   scripts_missing_for_ever
+    a follower that sleeps                       silence_not_noticed
+    another thread, or a follower, meanwhile     tickets_not_kept, tickets_drawn_late
+    events and facts on their way                never_united, forgotten_at_once
+    labels that wait, late events                held_as_if_read, folded_too_early
+
+No protection is only against: a broker that is away, clocks that differ, rebalances, commits that
+are lost, messages that come twice. States are sets, and what is read again changes nothing; these
+faults are in every world, and the laws hold.
 Rule: a canary changes one thing, in the processes of one world or through pytest's monkeypatch.
 """
 
