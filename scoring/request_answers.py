@@ -48,9 +48,9 @@ GoOn = Callable[["Serving", int, Request, bytes, float | None, int], bytes]
 class RequestAnswers:
     """Answers of one scorer; safe in many threads, each with a seat of its own.
 
-    spare: seats for who asks nobody, so that they wait for none that do. decide: takes the record of
-    each answer, None where nobody wants them; it may be replaced before the first. check_instant:
-    raises for a status below 0.
+    spare: seats for who asks nobody, so that they wait for none that do. decide: takes the record
+    of each answer, None where nobody wants them; it may be replaced before the first.
+    check_instant: raises for a status below 0.
     """
 
     def __init__(
