@@ -60,7 +60,7 @@ class SimulatedNode:
         self._scripts: dict[bytes, Script] = known_scripts()
         # Those that it has been sent, so that their digests are enough.
         self._loaded: set[bytes] = set()
-        self._parsed: dict[bytes, list[list[bytes]]] = {}
+        self._parsed: dict[bytes, tuple[list[list[bytes]], int]] = {}
         self.appended: dict[bytes, bytearray] = {}
         self.appended_s: dict[bytes, list[tuple[int, float]]] = {}
         self.n_losses = 0
@@ -77,11 +77,11 @@ class SimulatedNode:
             ).split()
         }
 
-    def commands(self, request: bytes) -> list[list[bytes]]:
-        """The commands in a request, what is cut off at its end left out."""
+    def commands(self, request: bytes) -> tuple[list[list[bytes]], int]:
+        """The whole commands in a request, and how many bytes they take."""
         found = self._parsed.get(request)
         if found is None:
-            found = parsed(request)
+            found = parsed_upto(request)
             if len(request) <= _LONGEST_KEPT:
                 if len(self._parsed) >= _MOST_PARSED:
                     self._parsed.clear()
@@ -410,27 +410,32 @@ def _name(text: bytes) -> tuple[int, int]:
 
 def parsed(request: bytes) -> list[list[bytes]]:
     """The commands in a request (RESP 2); what is cut off at its end is left out."""
+    return parsed_upto(request)[0]
+
+
+def parsed_upto(request: bytes) -> tuple[list[list[bytes]], int]:
+    """The whole commands in a request (RESP 2), and how many bytes they take."""
     found: list[list[bytes]] = []
     at, end, find = 0, len(request), request.find
     while at < end:
         line = find(b"\r\n", at)
         if line < 0:
-            return found
+            return found, at
         at_part = line + 2
         parts = []
         for _ in range(int(request[at + 1 : line])):
             line = find(b"\r\n", at_part)
             if line < 0:
-                return found
+                return found, at
             first = line + 2
             last = first + int(request[at_part + 1 : line])
             at_part = last + 2
             if at_part > end:
-                return found
+                return found, at
             parts.append(request[first:last])
         found.append(parts)
         at = at_part
-    return found
+    return found, at
 
 
 def encoded(reply: Any) -> bytes:

@@ -82,7 +82,7 @@ class Server:
         self.is_stopped = False
         waiting, self.waiting = self.waiting, []
         for connection, data, told in waiting:
-            commands = self.node.commands(data)
+            commands = connection.whole_commands(data)
             connection.answers += self.node.run(commands)
             if told is not None:
                 told(self.node, commands)
@@ -172,6 +172,7 @@ class Connection:
     """What the lines hold for a socket."""
 
     __slots__ = (
+        "_begun",
         "_blocked",
         "_generation",
         "_is_lost",
@@ -190,6 +191,8 @@ class Connection:
         self._tap = tap
         self._generation = server.generation
         self._is_lost = False
+        # The beginning of a command whose end is still to be sent.
+        self._begun = b""
         # An XREAD that waits for entries.
         self._blocked: list[bytes] | None = None
         self.answers = b""
@@ -207,7 +210,7 @@ class Connection:
             server.waiting.append((self, given, told))
             return
         faults, node = self._servers.faults, server.node
-        commands = node.commands(given)
+        commands = self.whole_commands(given)
         chance = self._servers.chance.random
         if faults.lost and chance() < faults.lost:
             commands, self._is_lost = [], True
@@ -248,6 +251,13 @@ class Connection:
         if self._read >= len(self.answers):
             self.answers, self._read = b"", 0
         return found
+
+    def whole_commands(self, data: bytes) -> list[list[bytes]]:
+        """The commands that are whole with these bytes; what is large is sent in parts."""
+        given = self._begun + data
+        commands, n = self._server.node.commands(given)
+        self._begun = given[n:]
+        return commands
 
     def _wait_for_entries(self, parts: list[bytes]) -> None:
         """Answer an XREAD: others go on until something comes, or the time is over."""

@@ -47,13 +47,16 @@ from freshscore.simulations.world_traffic import BEGIN_MS, Traffic
 from freshscore.simulations.world_truth import BrokenLaw, Content, Truth
 
 _KEPT_WRITES: Final = 300
+# Nodes, and seconds of a heartbeat: a short one often comes before the next message, a long one
+# keeps followers in step for long.
+_DEPLOYMENTS: Final = ((1, 1.0), (1, 4.0), (1, 4.0), (3, 1.0), (3, 4.0))
 _PARTITIONS: Final = 3
 _LABEL_PARTITIONS: Final = 2
 _ROWS: Final = 128
 _CLOCK_ERROR_MS: Final = 300
 # A member that has not polled for so long has left.
 _SESSION_MS: Final = 3_000
-_MOST_ROUNDS: Final = 600
+_MOST_ROUNDS: Final = 200
 # A lost node is noticed by the next heartbeat.
 _LEAST_ROUNDS: Final = 20
 _ROUND_MS: Final = 250
@@ -62,12 +65,12 @@ _ROUNDS_OF_HEARTBEAT: Final = 17
 _NEAR_BYTES: Final = (0, 1 << 14, 1 << 18, 1 << 18)
 # Actions that a world has at least, where it is not over before, and scores for which it has one.
 _LEAST_ACTS: Final = 1_000
-_SCORES_OF_ACT: Final = 16
+_SCORES_OF_ACT: Final = 40
 _ASKED_RECENT: Final = 300
 # How often many payments are scored at many instants, on states that hardly change meanwhile: so
 # many exchanges, each up to so long after its payments.
 _SURVEYED: Final = 0.5
-_SURVEYS: Final = 24
+_SURVEYS: Final = 48
 _SURVEYED_MS: Final = 700_000
 _DEEPEST: Final = 2
 # How many of the worlds begin with whole nodes; the others are degraded for a while.
@@ -101,8 +104,9 @@ class SimulatedWorld:
         self._changed = changed
         self.clock = VirtualClock(BEGIN_MS)
         self.faults = Faults.drawn(chance)
-        n_nodes = chance.choice((1, 1, 3))
-        redis = ground.settings.redis.model_copy(update={"cluster": n_nodes > 1})
+        n_nodes, heartbeat_s = chance.choice(_DEPLOYMENTS)
+        changes = {"cluster": n_nodes > 1, "heartbeat_s": heartbeat_s}
+        redis = ground.settings.redis.model_copy(update=changes)
         self._settings = settings = ground.settings.model_copy(update={"redis": redis})
         kafka = settings.kafka
         nodes = [
@@ -143,7 +147,7 @@ class SimulatedWorld:
             kafka.clock_error_ms,
         )
         self.counts: Counter[str] = Counter()
-        self.n_steps = 0
+        self.n_steps = self.n_acts = 0
         self._depth = 0
         self._is_calm = False
         self._letters: set[bytes] = set()
@@ -218,9 +222,11 @@ class SimulatedWorld:
             for _ in range(chance.randint(1, 6)):
                 self.act()
             if isinstance(process, ConsumerProcess) and chance.random() < 0.5:
-                # Another member writes to the states that this one looks at.
+                # Another member writes to the states that this one looks at, or replaces them.
                 self.say()
                 self._turn()
+                if chance.random() < 0.5:
+                    self._compact_beside()
             if isinstance(process, ScorerProcess) and chance.random() < 0.5:
                 # Another thread of this scorer sees what has come to be since.
                 self._score_all(process, [chance.choice(reading.asked)])
@@ -239,13 +245,22 @@ class SimulatedWorld:
         self._depth += 1
         try:
             if self._is_calm:
+                n_before = self.published.n_entries
                 for _ in range(_ROUNDS_OF_HEARTBEAT):
-                    self.round()
+                    if self.published.n_entries == n_before:
+                        self.round()
             else:
                 for _ in range(self.chance.randint(0, 3)):
                     self.act()
         finally:
             self._depth -= 1
+
+    def _compact_beside(self) -> None:
+        """A member compacts states of late, whoever else does."""
+        idle = [one for one in self.consumers if not one.is_under_way and not one.is_asleep]
+        if idle:
+            with _may_be_away():
+                self.chance.choice(idle).compact([one.row for one in self._asked_of(8)])
 
     def _let_pass(self, wait_s: float) -> None:
         self.clock.move_to(self.clock.now_ms() + max(1, round(1_000 * wait_s)))
@@ -266,11 +281,12 @@ class SimulatedWorld:
                 self._settle()
             self.faults.begin(self.servers, self.log)
         most_acts = max(_LEAST_ACTS, n_scores // _SCORES_OF_ACT)
-        n_before = self.counts["scores"]
+        scores, acts = self.counts["scores"], self.n_acts
         for rest in range(1, rests + 1):
-            for _ in range(most_acts // rests):
-                if self.counts["scores"] - n_before >= n_scores * rest // rests:
-                    break
+            while (
+                self.counts["scores"] - scores < n_scores * rest // rests
+                and self.n_acts - acts < most_acts * rest // rests
+            ):
                 self.act()
             self.come_to_rest()
             self.faults.begin(self.servers, self.log)
@@ -278,6 +294,7 @@ class SimulatedWorld:
 
     def act(self) -> None:
         """One step."""
+        self.n_acts += 1
         doing = self.chance.choices([*_OFTEN], [*_OFTEN.values()])[0]
         self.counts[doing] += 1
         _ACTIONS[doing](self)
@@ -324,13 +341,16 @@ class SimulatedWorld:
         self.clock.move_to(self.clock.now_ms() + step_ms)
         self._evict()
         for one in self._followings():
-            if chance.random() < self.faults.followed:
-                one.turn()
+            self._follow(one)
 
-    def _follow(self) -> None:
+    def _follow(self, following: FollowerProcess) -> None:
+        if self.chance.random() < self.faults.followed:
+            following.turn()
+
+    def _follow_one(self) -> None:
         followings = self._followings()
         if followings:
-            self.chance.choice(followings).turn()
+            self._follow(self.chance.choice(followings))
 
     def _deliver(self) -> None:
         process = self.chance.choice(self.scorers)
@@ -360,8 +380,7 @@ class SimulatedWorld:
         if process.following is None:
             self._score_all(process, [self._asked()])
             return
-        if chance.random() < 0.5:
-            process.following.turn()
+        self._follow(process.following)
         for _ in range(chance.choice((1, 4, 20))):
             self._score_all(process, [self._asked()])
 
@@ -544,7 +563,9 @@ class SimulatedWorld:
         before = Counter(self.answers.counts)
         for process in self.scorers:
             for _ in range(4):
-                self._score_all(process, self._asked_of(_ROWS))
+                # Those of late may be too old to be asked for by now.
+                paid = self.truth.content(self.traffic.payment(self.clock.now_ms()))
+                self._score_all(process, [*self._asked_of(_ROWS - 1), paid])
         new = self.answers.counts - before
         if new["degraded"] or not new["whole"]:
             raise BrokenLaw(f"step {self.n_steps}: at rest {new['degraded']} answers are degraded")
@@ -582,7 +603,7 @@ _ACTIONS: Final = {
     "time": SimulatedWorld._move_time,
     "deliver": SimulatedWorld._deliver,
     "observe": SimulatedWorld._observe,
-    "follow": SimulatedWorld._follow,
+    "follow": SimulatedWorld._follow_one,
     "score": SimulatedWorld._score,
     "score many": SimulatedWorld._score_many,
     "trouble": SimulatedWorld._trouble,

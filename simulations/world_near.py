@@ -132,7 +132,7 @@ class _Entry(NamedTuple):
 class Published:
     """What was put into the invalidation stream of a world, and when.
 
-    now_s: the world's clock. topic_ids: name -> id.
+    now_s: the world's clock. topic_ids: name -> id. n_entries: how many there were.
     """
 
     def __init__(
@@ -146,10 +146,12 @@ class Published:
         self._names = {topic_digest(topic_id): name for name, topic_id in topic_ids.items()}
         self._bound_s = _BOUND_HEARTBEATS * heartbeat_s
         self._now_s = now_s
+        self.n_entries = 0
         self._entries: dict[Partition, list[_Entry]] = {}
 
     def add(self, fields: Sequence[bytes]) -> Undo:
         """An entry was put into the stream; what takes it back, where it is lost again."""
+        self.n_entries += 1
         now_s, added = self._now_s(), []
         for one in decode(fields[1], self._layouts).covered:
             if one.from_offset < one.to_offset:

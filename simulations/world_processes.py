@@ -7,7 +7,7 @@ Rule: what runs here is what runs in production; only doors, clock, waits and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 from freshscore.config.clock import Clock
@@ -114,6 +114,7 @@ class ConsumerProcess(Process):
         nodes = SimulatedNodes(settings.redis, clock, servers, self.step)
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         store = RedisStore(program, keys, StoreLimits.of(store_settings), nodes, clock)
+        self._maker = store.maker
         topics = (kafka.transactions_topic, kafka.labels_topic)
         topic_ids = {name: log.topic_ids[name] for name in topics}
         self.reader = SimulatedReader(log, topics, self.step)
@@ -160,5 +161,20 @@ class ConsumerProcess(Process):
             # Else what it has sent is still on its way when the next turn begins.
             if self._chance.random() < _DELIVERED_AT_ONCE:
                 self.writer.deliver()
+        finally:
+            self.is_under_way = False
+
+    def compact(self, rows: Sequence[bytes]) -> None:
+        """Compact the states of these payments, due or not. Raises Unavailable."""
+        parts = self.consumer._parts
+        wanted = {
+            (entity, token): None
+            for row in rows
+            for entity, token in enumerate(self._maker.tokens(row))
+            if token is not None
+        }
+        self.is_under_way = True
+        try:
+            parts.compactor.compact([*wanted], only_due=False)
         finally:
             self.is_under_way = False

@@ -109,7 +109,6 @@ def world_settings() -> Settings:
             "redis": {
                 "namespace": NAMESPACE,
                 "timeout_ms": 200,
-                "heartbeat_s": 4.0,
                 "compact_records": 8,
                 "idle_margin_days": 1,
                 "stream_max_bytes": 1 << 16,

@@ -4,7 +4,8 @@
     commands cut off, replies lost               markers_before_appends
     a consumer killed in the middle of a batch   markers_before_appends, letters_not_awaited
     a restart or failover that loses writes      markers_not_read, connections_made_anew,
-                                                 prefix_not_compared, losses_admitted
+                                                 losses_admitted
+    two members compact one state                prefix_not_compared
     the stream loses entries                     gaps_not_seen, flushed_never
     a node that has lost everything              rebuilt_from_commit, epoch_not_asked
     scripts that are forgotten                   scripts_missing_for_ever
@@ -244,6 +245,8 @@ def flushed_never(patch: Patch) -> Change:
     return _nothing
 
 
+# No connection is made anew: each would load what a node has forgotten.
+_CONNECTED: Final = {"lost": 0.0, "cut": 0.0, "unanswered": 0.0, "slow": 0.0, "pause": 0.0}
 # Each with the trouble under which its protection matters.
 CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = (
     (markers_before_appends, {"kill": 0.1}),
@@ -257,8 +260,8 @@ CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = 
     (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}),
     (held_as_if_read, {}),
     (folded_too_early, {}),
-    (prefix_not_compared, {"pause": 0.1, "kinds": ("fail over", "restart")}),
-    (scripts_missing_for_ever, {"kinds": ("scripts",)}),
+    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}),
+    (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}),
     (gaps_not_seen, {"kinds": ("restart", "fail over"), "pause": 0.0}),
     (silence_not_noticed, {"followed": 0.1}),
     (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}),
