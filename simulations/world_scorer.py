@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from freshscore.config.clock import Clock
 from freshscore.config.settings import Settings
+from freshscore.features import row as r
 from freshscore.features.packing import Keys
 from freshscore.features.program import Program
 from freshscore.features.redis_keys import RedisKeys
@@ -187,13 +188,22 @@ class ScorerProcess(Process):
         return read
 
     def _served_near(self, row: bytes, states: list[bytes | None]) -> None:
-        """The request that is under way has read near states."""
-        (asked,), following = self.reading.asked, self.following
+        """The request that is under way has read near states, of all its entities or of some.
+
+        Of some, and of several payments, only where Redis did not answer: what is told then is
+        degraded, and what it has shown is not pending any more.
+        """
+        reading, following = self.reading, self.following
         assert following is not None
-        (self.reading.near,) = following.follower.progress
-        for key, data in zip(asked.states, states, strict=True):
-            if key is not None:
-                self.reading.states[key] = self._brought.counted(key, data or b"")
+        if len(reading.asked) == 1:
+            (reading.near,) = following.follower.progress
+        for asked in reading.asked:
+            if asked.row[:16] != row[:16]:
+                continue
+            for entity, (key, data) in enumerate(zip(asked.states, states, strict=True)):
+                at = r.TOKENS + 16 * entity
+                if key is not None and asked.row[at : at + 16] == row[at : at + 16]:
+                    reading.states[key] = self._brought.counted(key, data or b"")
 
     def observe(self, content: Content) -> None:
         """Observe a payment. Raises Unavailable."""
