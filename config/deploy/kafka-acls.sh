@@ -42,6 +42,7 @@ allow freshscore-operator Read --topic "$DECISIONS"
 allow freshscore-operator Read --topic "$DEAD_LETTERS"
 allow freshscore-operator Describe --group "$GROUP"
 allow freshscore-operator Write --topic "$TRANSACTIONS"
+allow freshscore-operator Write --topic "$LABELS"
 for topic in "$TRANSACTIONS" "$LABELS" "$DECISIONS" "$DEAD_LETTERS"; do
     allow freshscore-operator DescribeConfigs --topic "$topic"
     allow freshscore-operator Create --topic "$topic"

@@ -62,7 +62,7 @@ def test_a_card_is_forgotten_and_its_merchant_is_not(
     assert after.complete_since == found["below_ms"]
     card = shown(deployment, found["token"])
     assert (card["n_events"], card["n_facts"], card["is_erased"]) == (0, 0, True)
-    late, new = payment(7, found["below_ms"] - 60_000), payment(13, now_ms())
+    late, new = payment(31, found["below_ms"] - 60_000), payment(37, now_ms())
     deployment.send([late, new], [label(payments[7]), label(payments[7], looked_up=False)])
     deployment.consume()
     assert shown(deployment, found["token"])["n_events"] == 1

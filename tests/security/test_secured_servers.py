@@ -162,6 +162,10 @@ def go_through(own: Guarded, beside: Guarded, during: Watch = unwatched) -> None
         Control(found.nodes, found.settings.redis.namespace).renew("dead", 1, -1)
     with during("operator"):
         by_an_operator(own, card, payments[0]["time"] - 1_000)
+    with during("consumer"):
+        assert own.consume()["erased"] == 1
+    with own.opened() as found:
+        assert not any(versions(found)[0][:1])
 
 
 def by_an_operator(own: Guarded, card: str, before_ms: int) -> None:
@@ -181,6 +185,9 @@ def by_an_operator(own: Guarded, card: str, before_ms: int) -> None:
         with Hold(found.nodes, found.redis_keys, "tests", 600.0, clock) as hold:
             clock.ahead_s = 590.0
             hold.renew()
+    # Nobody consumes, so it is not seen to be carried out.
+    asked = ("entities", "forget", "--entity", "card", "--hash", card)
+    assert own.run(*asked, kafka__request_timeout_s=1.0) == 1
 
 
 def mine_card(mine: dict[str, Any]) -> int:
