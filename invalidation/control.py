@@ -6,12 +6,15 @@ every lease that is still held says so: within one lease, since a scorer whose l
 serves no cached score.
 Layout: four keys under one hash tag, so that a script sees them together.
 
-    generation   how many invalidations there were
+    generation   the number of the last invalidation
     log          the last of them, oldest first: number, kind, what
     leases       scorer -> when its lease ends, by the clock of the server (ms)
     seen         scorer -> the number up to which it has carried out the log
 
-Rule: who has missed what the log no longer holds is told to give up everything.
+Numbers follow from the server's clock and always rise. So a number that a failover has lost is
+never given again, and who has seen it is known to have seen something else than what is there.
+Rule: who has missed what the log no longer holds, or seen what it never held, is told to give up
+everything.
 """
 
 from __future__ import annotations
@@ -40,17 +43,23 @@ end
 """
 
 _TELL: Final = """
-local generation = tonumber(redis.call('GET', KEYS[1]) or '0')
-local missed = generation - tonumber(ARGV[3])
-if missed == 0 then
-    return {generation}
+local generation = redis.call('GET', KEYS[1]) or '0'
+local told, found = {generation}, generation == ARGV[3]
+if not found then
+    local log = redis.call('LRANGE', KEYS[2], 0, -1)
+    -- Before the first of them there was nothing.
+    found = ARGV[3] == '0' and #log < tonumber(ARGV[4])
+    for _, entry in ipairs(log) do
+        local number, said = string.match(entry, '^(%d+) (.*)$')
+        if found then
+            told[#told + 1] = said
+        end
+        found = found or number == ARGV[3]
+    end
 end
-local kept = redis.call('LLEN', KEYS[2])
-if missed < 0 or missed > kept then
+if not found then
     return {generation, 'everything '}
 end
-local told = redis.call('LRANGE', KEYS[2], -missed, -1)
-table.insert(told, 1, generation)
 return told
 """
 _RENEW: Final = (
@@ -65,8 +74,10 @@ redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
 _INVALIDATE: Final = (
     _LIVE
     + """
-local generation = redis.call('INCR', KEYS[1])
-redis.call('RPUSH', KEYS[2], ARGV[1])
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local generation = string.format('%.0f', math.max(last + 1, time[1] * 1000000 + time[2]))
+redis.call('SET', KEYS[1], generation)
+redis.call('RPUSH', KEYS[2], generation .. ' ' .. ARGV[1])
 redis.call('LTRIM', KEYS[2], -ARGV[2], -1)
 return {generation, redis.call('ZCARD', KEYS[3])}
 """
@@ -75,9 +86,15 @@ return {generation, redis.call('ZCARD', KEYS[3])}
 _BEHIND: Final = (
     _LIVE
     + """
-local behind = 0
+local behind, since = 0, {}
+for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
+    local number = string.match(entry, '^%d+')
+    if number == ARGV[1] or next(since) then
+        since[number] = true
+    end
+end
 for _, scorer in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
-    if tonumber(redis.call('HGET', KEYS[4], scorer) or '-1') < tonumber(ARGV[1]) then
+    if not since[redis.call('HGET', KEYS[4], scorer) or ''] then
         behind = behind + 1
     end
 end
@@ -123,7 +140,7 @@ class Control:
 
     def renew(self, scorer: str, lease_ms: int, seen: int) -> Renewal:
         """Renew the lease of `scorer`, which has carried out what was told up to number `seen`."""
-        return _renewal(self._run(_RENEW, scorer, lease_ms, seen))
+        return _renewal(self._run(_RENEW, scorer, lease_ms, seen, _KEPT))
 
     def release(self, scorer: str) -> None:
         """Give a lease back: nobody needs to wait for this scorer."""
@@ -152,7 +169,7 @@ class ListeningControl(Control):
 
     def renew(self, scorer: str, lease_ms: int, seen: int) -> Renewal:
         """What was told since number `seen`."""
-        return _renewal(self._run(_TELL, scorer, lease_ms, seen))
+        return _renewal(self._run(_TELL, scorer, lease_ms, seen, _KEPT))
 
     def release(self, scorer: str) -> None:
         """Nothing: no lease is held."""
