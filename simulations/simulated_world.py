@@ -560,6 +560,9 @@ class SimulatedWorld:
                     f" {len(must - held)} of {len(must)} records, and has {len(held - must)} others"
                 )
         self._check_letters()
+        # Who has not asked since a node was away finds a connection that is lost, and says so.
+        for process in self.scorers:
+            self._score_all(process, [self._asked() for _ in range(_ROWS)])
         before = Counter(self.answers.counts)
         for process in self.scorers:
             for _ in range(4):
