@@ -145,7 +145,8 @@ class KnownAnswers:
         missing = held.missing
         while missing != asked:
             used = _with_only(row, asked & ~missing, len(held.states))
-            states, pending = self._states.united(seat, used, held.states)
+            known = [None if missing >> e & 1 else one for e, one in enumerate(held.states)]
+            states, pending = self._states.united(seat, used, known)
             degraded = held.degraded | (c.STATE_UNREACHABLE if missing else 0)
             if seat.store.take(used, states, held.watermark_ms, held.complete_since_ms, degraded):
                 status, out = self._kernel_score(serving, used, at_ms, seat)
