@@ -54,6 +54,8 @@ def test_a_backup_is_restored(
     own.begin()
     lane.begin_scorers(1)
     lane.flow_for(1.0)
+    own.wait_until_whole()
+    lane.flow_for(0.2)
     backup = tmp_path / "backup.rdb"
     back_up(redis, backup)
     epoch = own.epoch()

@@ -17,6 +17,7 @@ from freshscore.invalidation.letter_reading import values_between
 from freshscore.invalidation.verifying import verify_states
 from freshscore.scoring.decisions import Decision, unpacked
 from freshscore.scoring.remote_scores import ScoreKeeper, encoded
+from tests.features.stores import client_of
 from tests.freshscore.shared_deployment import (
     CARDS,
     HOUR_MS,
@@ -118,9 +119,10 @@ def test_a_stream_that_runs_makes_no_difference(deployment: SharedDeployment) ->
     # Applied, and the markers not there yet.
     with deployment.opened() as found:
         names, node = found.redis_keys, found.nodes.tags[0]
-        before = found.nodes.client.hgetall(names.markers(node))
-        deployment.consume()
-        found.nodes.client.hset(names.markers(node), mapping=before)
+        with client_of(found.nodes) as client:
+            before = client.hgetall(names.markers(node))
+            deployment.consume()
+            client.hset(names.markers(node), mapping=before)
     assert verdicts(deployment) == {"equal": 8}
 
 
