@@ -22,7 +22,7 @@ from tests.bench.consumer_runs import settings_of
 from tests.bench.consumer_topics import Log, Message, filled, handbook, made_others
 from tests.servers.folder import Folder
 from tests.servers.kafka_broker import KafkaBroker
-from tests.servers.redis_servers import RedisServer
+from tests.servers.redis_servers import RedisCluster, RedisServer
 
 _MATERIAL = b"bench" * 8
 
@@ -84,7 +84,7 @@ class ConsumerBench:
         """All of the Handbook's payments."""
         return self.log("handbook", handbook)
 
-    def settings(self, log: Log, server: RedisServer, **more: Any) -> Settings:
+    def settings(self, log: Log, server: RedisServer | RedisCluster, **more: Any) -> Settings:
         """A consumer's settings; the server is emptied, as each run begins with nothing."""
         server.flush()
         more = {"store__path": self.folder, **more}

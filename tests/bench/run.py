@@ -17,6 +17,7 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import (  # noqa: E402  # the path is above
+    cluster_figures,
     consumer_figures,
     degraded_figures,
     history_figures,
@@ -66,6 +67,7 @@ def parts(bench: ConsumerBench) -> dict[str, Callable[[], list[Figure]]]:
         "redis_index": redis_figures.label_index,
         "redis_exchange": redis_figures.exchange,
         "large": large_states.large,
+        "cluster": lambda: cluster_figures.three_nodes(bench),
         "journal": lambda: journal_figures.observing(bench),
         **shared_figures.parts(),
         **degraded_figures.parts(),
