@@ -168,6 +168,10 @@ class Answers:
             raise BrokenLaw(
                 f"step {step}: {len(missing)} events that this scorer has observed do not count"
             )
+        # While a request waits for a node that is away, the time of many may end at once.
+        state = self._union(read, must | may)
+        if state.version == version:
+            return state
         options = sorted(may - must)[:_MOST_TRIED]
         for n in range(len(options) + 1):
             for some in itertools.combinations(options, n):
@@ -210,9 +214,10 @@ class Answers:
             held = process.observed.get(key)
             if not held:
                 continue
-            read = process.reading.states.get(key, NOTHING).records
+            reading = process.reading
+            shown = [reading.states.get(key, NOTHING), *reading.shown.get(key, ())]
             for one in held:
-                if one.records[key] in read:
+                if any(one.records[key] in read.records for read in shown):
                     one.seen_at.setdefault(key, process.n_scores)
             if not process.is_under_way:
                 # Time went by since they were united: what has just ended may have counted.

@@ -117,13 +117,14 @@ class Reading:
     """What one request asks for, and has read so far.
 
     states: by key what was read; summaries: of nodes, by key; near: of the follower, where the
-    states were near.
+    states were near. shown: by key near states that rows were answered on without Redis.
     """
 
     asked: Sequence[Content] = ()
     states: dict[bytes, Snapshot] = field(default_factory=dict)
     summaries: dict[bytes, bytes | None] = field(default_factory=dict)
     near: bytes | None = None
+    shown: dict[bytes, list[Snapshot]] = field(default_factory=dict)
 
 
 class ScorerProcess(Process):
@@ -202,8 +203,14 @@ class ScorerProcess(Process):
                 continue
             for entity, (key, data) in enumerate(zip(asked.states, states, strict=True)):
                 at = r.TOKENS + 16 * entity
-                if key is not None and asked.row[at : at + 16] == row[at : at + 16]:
-                    reading.states[key] = self._brought.counted(key, data or b"")
+                if key is None or asked.row[at : at + 16] != row[at : at + 16]:
+                    continue
+                found = self._brought.counted(key, data or b"")
+                if len(reading.asked) == 1:
+                    reading.states[key] = found
+                else:
+                    # Other rows stand on what an exchange has brought.
+                    reading.shown.setdefault(key, []).append(found)
 
     def observe(self, content: Content) -> None:
         """Observe a payment. Raises Unavailable."""

@@ -39,6 +39,7 @@ _LAST_FLOW_S = 0.5
 # Ten a second, beside 240 messages of the stream.
 _SCORED_EVERY_S = 0.1
 _DEADLINE_MS = 2_000.0
+_BEGUN_S = 150.0
 
 
 @dataclass
@@ -121,7 +122,8 @@ class Lane:
             told = own.folder.with_name(f"{own.folder.name}-told-{number}")
             seed = self.chance.getrandbits(32)
             own.start_scorer(self.stream.mark, seed, told, every_s, deadline_ms)
-        wait_until(lambda: all(one.has_begun for one in own.scorers), "the scorers have begun")
+        # Their first start may compile what they score with.
+        wait_until(lambda: all(one.has_begun for one in own.scorers), "they have begun", _BEGUN_S)
 
     def kill_scorer(self) -> None:
         """End one as kill -9 does."""
