@@ -211,6 +211,8 @@ class RedisSettings(_Group):
     near: bool = False
     near_max_bytes: int = Field(default=256 * _KIB**2, ge=16 * _KIB, le=_MOST_BYTES)
     compact_records: int = Field(default=64, ge=2, le=32_768)
+    grid_records: int = Field(default=512, ge=2, le=262_144)
+    past_max_bytes: int = Field(default=256 * _KIB**2, ge=512 * _KIB, le=_MOST_BYTES)
     max_pending_events: int = Field(default=100_000, ge=1, le=10_000_000)
     pending_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     label_index_days: int = Field(default=120, ge=0, le=3_660)

@@ -24,8 +24,8 @@ from freshscore.features.memory import i64, put_i32, u64
 # that one flipped bit in a record's last word is always seen; the digits are those of pi.
 MULTIPLIER: Final = np.uint64(0x243F6A8885A308D3)
 # Of a stored state: where the seal lies in its header, and the size of that.
-SEAL_AT: Final = 72
-HEADER_BYTES: Final = 80
+SEAL_AT: Final = 80
+HEADER_BYTES: Final = 88
 _SEAL_SEED: Final = np.uint64(1)
 WHOLE: Final = -1
 BROKEN_SEAL: Final = -2

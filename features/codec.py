@@ -1,6 +1,6 @@
 """The state codec: the one byte string per entity that a server holds, a log of fixed-size records.
 
-    header (80 bytes), tiles, records     sorted and distinct, written by compaction
+    header (88 bytes), tiles, records     sorted and distinct, written by compaction
     records                               appended blindly: in any order, any number of times
 
 A state that was never compacted has no header: generation 0. Header, in words of 8 bytes:
@@ -14,13 +14,17 @@ A state that was never compacted has no header: generation 0. Header, in words o
           the highest bit of word 2 is set, else by time or by a limit
     6, 7  version: the sum of the digests of all records counted up to here
     8     tiles << 40 | records, behind the header
-    9     seal: fold of header, tiles and the folds of those records (features/checksums.py)
+    9     S: events below it are folded too, though repetitions of them may come; 0 for none
+    10    seal: fold of header, tiles and the folds of those records (features/checksums.py)
 
 Records are those of features/layout.py, each with the upper half of its fold in the low 32 bits of
 word 3; the folds begin with the layout's fingerprint. Tiles: features/folding.py.
 The version in the header covers what was folded and forgotten as well as what is there, so neither
 moves it, and reading it costs a digest only for what was appended since. What was erased is in no
 version: nothing may be served that counted it.
+Of what is appended, an event below F is a repetition. One from F on and below S may be one: readers
+pass it over until compaction has asked what was folded (features/past_events.py), and then it is
+dropped, or a record like others.
 
 Cost: 5-6 ns a record to check, nothing to sort where nothing was appended.
 Rule: a state with any damage is DamagedState and never half read. What no bytes can show is an
@@ -37,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.errors import DamagedState
+from freshscore.features import layout as rec
 from freshscore.features.checksums import (
     HEADER_BYTES,
     WHOLE,
@@ -46,28 +51,36 @@ from freshscore.features.checksums import (
 )
 from freshscore.features.decoded_state import DecodedState, Stretch
 from freshscore.features.evaluation import count_until
-from freshscore.features.folding import count_without_event, folded, taken_out, tiles_before
+from freshscore.features.folding import (
+    are_taken_out,
+    folded,
+    tiles_before,
+    without_event,
+)
 from freshscore.features.memory import BYTES_AT
+from freshscore.features.past_events import Past, buckets_of
 from freshscore.features.state_layout import StateLayout
 from freshscore.features.uniting import ascending, united
 
 _MAGIC: Final = b"fsstate"
-_LAYOUT_VERSION: Final = 1
-_HEADER: Final = struct.Struct("<7sB3Q2q4Q")
+_LAYOUT_VERSION: Final = 2
+_HEADER: Final = struct.Struct("<7sB3Q2q3QqQ")
 _N_TILES_SHIFT: Final = 40
 _LOW_64: Final = 2**64 - 1
 _ERASED: Final = 2**63
+_NEVER: Final = 2**62
 
 
 class Compaction(msgspec.Struct, frozen=True):
     """What compaction makes of a state.
 
-    state: its bytes. folded: the events that became sums in it, as records to be appended to what
-    is kept of the folded ones; empty where no window reads facts.
+    state: its bytes. folded: the events that became sums in it and can still be asked for, as
+    records to be kept beside it before it is swapped in. folded_below_ms: its F.
     """
 
     state: bytes
     folded: bytes
+    folded_below_ms: int
 
 
 def stored(records: NDArray[np.uint64] | NDArray[np.int64], layout: StateLayout) -> bytes:
@@ -87,6 +100,7 @@ def encode(state: DecodedState) -> bytes:
         *(state.folded_below_ms, state.forgotten_below_ms),
         *(state.version & _LOW_64, state.version >> 64),
         tiles.n << _N_TILES_SHIFT | records.n,
+        state.summarised_below_ms,
     )
     front = _HEADER.pack(*fields, 0) + tiles.raw
     checked_records = _with_checks(records.raw, layout)
@@ -96,20 +110,36 @@ def encode(state: DecodedState) -> bytes:
     return _HEADER.pack(*fields, int(seal)) + tiles.raw + checked_records
 
 
-def decode(blob: bytes, layout: StateLayout, past: bytes = b"") -> DecodedState:
+def decode(
+    blob: bytes, layout: StateLayout, past: Past | None = None, own: int | None = None
+) -> DecodedState:
     """The state in `blob`, checked and united.
 
-    past: what was folded of it, as `Compaction.folded` handed it out, in any order and any number
-    of times, or compacted as a state of its own; with it, late facts of folded events count.
+    past: buckets of what was folded of it, read in one step with it, or after it for compaction;
+    with those that `buckets_of_state` names, all that was appended counts. own: the identity of a
+    payment, 64 bits, that is to be a record again if its bucket is given.
     Raises DamagedState for any damage, and for a state of another layout.
     """
     state = _opened(blob, layout)
-    if not (state.folded_below_ms and layout.reads_facts):
+    if not state.closed_below_ms:
         return state
-    state = _with_count(state)
-    if not past or not state.n_without_event:
-        return state
-    return _with_past(state, _opened(past, layout))
+    if past and state.deferred:
+        state = _with_deferred(state, past)
+    return _with_past(_with_count(state), past or {}, own)
+
+
+def buckets_of_state(state: DecodedState) -> frozenset[int]:
+    """The buckets that say what deferred events are, and what facts alone are about."""
+    deferred = np.frombuffer(state.deferred, np.int64)[:: state.layout.width // 8]
+    return buckets_of_facts(state) | frozenset(buckets_of(deferred).tolist())
+
+
+def buckets_of_facts(state: DecodedState) -> frozenset[int]:
+    """The buckets that say what facts without an event are about."""
+    if not state.n_without_event:
+        return frozenset()
+    identities = state.records.words[_without_event(state), 0]
+    return frozenset(buckets_of(identities).tolist())
 
 
 def compacted(
@@ -119,32 +149,37 @@ def compacted(
     nonce: int,
     forget_below_ms: int = 0,
     fold_below_ms: int = 0,
-    past: bytes = b"",
+    summarise_below_ms: int = 0,
+    past: Past | None = None,
 ) -> Compaction:
     """The state in `blob`, sorted, without repetitions and what is below `forget_below_ms`.
 
     nonce: 64 random bits. forget_below_ms: no window of a request yet to come begins before it.
     fold_below_ms: F, for a grid entity: no event before it is still to come, only repetitions.
-    Both never go back, whatever is given. past: as for `decode`, which says what is raised.
+    summarise_below_ms: S, for a grid entity: no request yet to come is for an instant before it.
+    None goes back, whatever is given. past: as for `decode`, which says what is raised; what it
+    does not answer stays appended.
     """
-    state = decode(blob, layout, past)
-    forget = max(state.forgotten_below_ms, forget_below_ms)
-    fold = max(state.folded_below_ms, fold_below_ms) if layout.is_grid else 0
-    records, tiles = state.records, state.tiles
-    state = msgspec.structs.replace(
-        state,
-        records=records.without(count_until(records.address, records.n, layout.width, forget - 1)),
-        tiles=tiles.without(tiles_before(tiles.address, tiles.n, layout.address, forget)),
-        generation=state.generation + 1,
-        nonce=nonce,
-        folded_below_ms=fold,
-        forgotten_below_ms=forget,
-        is_erased=state.is_erased and forget == state.forgotten_below_ms,
-    )
-    if fold == 0:
-        return Compaction(encode(state), b"")
-    state, gone = _folded(state)
-    return Compaction(encode(state), _with_checks(gone.raw, layout) if layout.reads_facts else b"")
+    state = _opened(blob, layout)
+    if state.closed_below_ms:
+        state = _with_past(_with_count(state), past or {}, None)
+    fold_ms = min(fold_below_ms, _oldest_unanswered(state, past or {}))
+    state = _within_lines(state, forget_below_ms, fold_ms, summarise_below_ms)
+    state = msgspec.structs.replace(state, generation=state.generation + 1, nonce=nonce)
+    gone = Stretch(layout.width)
+    if state.closed_below_ms:
+        state, gone = _folded(state)
+    if state.deferred:
+        # What is new among it is no tile's before it has been a record: then a bucket that names
+        # it never names what nobody counts.
+        state = _with_deferred(state, past or {})
+    kept = _with_checks(_still_asked_for(gone, state), layout)
+    return Compaction(encode(state) + state.deferred, kept, state.folded_below_ms)
+
+
+def settled(state: DecodedState) -> DecodedState:
+    """The state with all in tiles that its lines allow: equal for equal sets and lines."""
+    return _folded(state)[0] if state.closed_below_ms else state
 
 
 def erased(blob: bytes, layout: StateLayout, *, below_ms: int, nonce: int) -> bytes:
@@ -154,11 +189,15 @@ def erased(blob: bytes, layout: StateLayout, *, below_ms: int, nonce: int) -> by
     ignored. Tiles go whole; where one reaches beyond `below_ms`, so does what is erased. Raises
     DamagedState.
     """
-    state = decode(blob, layout) if blob else DecodedState(layout, *_nothing(layout))
+    state = _opened(blob, layout) if blob else DecodedState(layout, *_nothing(layout))
     line_ms = max(state.forgotten_below_ms, below_ms)
     if state.tiles.n:
-        line_ms = max(line_ms, state.folded_below_ms)
+        line_ms = max(line_ms, state.closed_below_ms)
     records = state.records
+    if state.deferred:
+        # No tile is left from the line on, so that none has what is appended there.
+        end = Stretch(layout.width, state.deferred, 0, len(state.deferred) // layout.width)
+        records, _ = _union(state, end, line_ms)
     kept = records.without(count_until(records.address, records.n, layout.width, line_ms - 1))
     return encode(
         msgspec.structs.replace(
@@ -168,8 +207,10 @@ def erased(blob: bytes, layout: StateLayout, *, below_ms: int, nonce: int) -> by
             version=decode(_with_checks(kept.raw, layout), layout).version if kept.n else 0,
             generation=state.generation + 1,
             nonce=nonce,
+            summarised_below_ms=0,
             forgotten_below_ms=line_ms,
             is_erased=True,
+            deferred=b"",
         )
     )
 
@@ -203,6 +244,41 @@ def _opened(blob: bytes, layout: StateLayout) -> DecodedState:
     return _with_end(state) if n > n_compacted else state
 
 
+def _within_lines(state: DecodedState, forget: int, fold: int, summarise: int) -> DecodedState:
+    """The state with its lines moved on, without what lies before the first of them."""
+    layout, records, tiles = state.layout, state.records, state.tiles
+    forget = max(state.forgotten_below_ms, forget)
+    fold = max(state.folded_below_ms, fold) if layout.is_grid else 0
+    summarise = max(state.summarised_below_ms, summarise) if layout.is_grid else 0
+    return msgspec.structs.replace(
+        state,
+        records=records.without(count_until(records.address, records.n, layout.width, forget - 1)),
+        tiles=tiles.without(tiles_before(tiles.address, tiles.n, layout.address, forget)),
+        folded_below_ms=fold,
+        summarised_below_ms=summarise if summarise > fold else 0,
+        forgotten_below_ms=forget,
+        is_erased=state.is_erased and forget == state.forgotten_below_ms,
+    )
+
+
+def _oldest_unanswered(state: DecodedState, past: Past) -> int:
+    """The time of the oldest deferred event of a bucket that is not in `past`.
+
+    F stays before it: below F it would be taken for a repetition.
+    """
+    words = np.frombuffer(state.deferred, np.int64).reshape(-1, state.layout.width // 8)
+    left = words[~np.isin(buckets_of(words[:, 0]), [*past])]
+    return int((left[:, rec.TIME // 8] >> 16).min(initial=_NEVER))
+
+
+def _still_asked_for(gone: Stretch, state: DecodedState) -> bytes:
+    """Of folded events those of which a late fact, or a repetition, may still come."""
+    if state.layout.reads_facts:
+        return gone.raw
+    first = count_until(gone.address, gone.n, gone.width, state.folded_below_ms - 1)
+    return gone.without(first).raw
+
+
 def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
     """What the header says, with its numbers of tiles and records; nothing without one."""
     nothing = _nothing(layout)
@@ -210,7 +286,7 @@ def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
         return DecodedState(layout, *nothing), 0, 0
     if len(blob) < HEADER_BYTES:
         raise DamagedState(f"a state of entity {layout.name!r} ends within its header")
-    _, version, fingerprint, generation, nonce, fold, forget, low, high, sizes, _ = (
+    _, version, fingerprint, generation, nonce, fold, forget, low, high, sizes, early, _ = (
         _HEADER.unpack_from(blob)
     )
     if version != _LAYOUT_VERSION or fingerprint != layout.fingerprint or generation == 0:
@@ -219,7 +295,7 @@ def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
             f" generation {generation}; this one is {_LAYOUT_VERSION}, {layout.fingerprint:016x}"
         )
     state = DecodedState(
-        *(layout, *nothing, high << 64 | low, generation & ~_ERASED, nonce, fold, forget),
+        *(layout, *nothing, high << 64 | low, generation & ~_ERASED, nonce, fold, early, forget),
         is_erased=bool(generation & _ERASED),
     )
     return state, sizes >> _N_TILES_SHIFT, sizes & ((1 << _N_TILES_SHIFT) - 1)
@@ -231,22 +307,37 @@ def _nothing(layout: StateLayout) -> tuple[Stretch, Stretch]:
 
 def _with_end(state: DecodedState) -> DecodedState:
     """The state united with the records that were appended behind its own."""
-    records, width = state.records, state.layout.width
-    n_end = state.n_appended
-    slots = 1 << (2 * n_end).bit_length()
-    n_lost = (records.n + n_end + 7) & ~7
+    layout, width = state.layout, state.layout.width
+    at = state.records.offset + state.records.n * width
+    end = Stretch(width, state.records.held, at, state.n_appended)
+    lowest_ms = max(state.folded_below_ms, state.forgotten_below_ms)
+    if state.summarised_below_ms:
+        times = end.words[:, rec.TIME // 8]
+        is_late = (times >> 14 & 3 == rec.EVENT) & (times >> 16 < state.summarised_below_ms)
+        late = end.words[is_late & (times >> 16 >= lowest_ms)]
+        state = msgspec.structs.replace(state, deferred=late.tobytes())
+        end = _stretch(end.words[~is_late], layout)
+    records, version = _union(state, end, lowest_ms)
+    return msgspec.structs.replace(state, records=records, version=version)
+
+
+def _union(state: DecodedState, end: Stretch, events_from_ms: int) -> tuple[Stretch, int]:
+    """Its records united with others, in any order; and the version with them."""
+    records, layout, width = state.records, state.layout, state.layout.width
+    slots = 1 << (2 * end.n).bit_length()
+    n_lost = (records.n + end.n + 7) & ~7
     # Zeroed; bytes that nobody else has seen yet are ours to fill.
-    scratch = (state.version).to_bytes(16, "little") + bytes(16 * n_end + n_lost + 4 * slots)
-    out = bytes((records.n + n_end) * width)
+    scratch = state.version.to_bytes(16, "little") + bytes(16 * end.n + n_lost + 4 * slots)
+    out = bytes((records.n + end.n) * width)
     order = id(scratch) + BYTES_AT + 16
-    lost = order + 16 * n_end
+    lost = order + 16 * end.n
     n = united(
         records.address,
         records.n,
-        records.address + records.n * width,
-        n_end,
-        state.layout.address,
-        max(state.folded_below_ms, state.forgotten_below_ms),
+        end.address,
+        end.n,
+        layout.address,
+        events_from_ms,
         state.forgotten_below_ms,
         id(out) + BYTES_AT,
         lost + n_lost,
@@ -255,44 +346,90 @@ def _with_end(state: DecodedState) -> DecodedState:
         lost,
         order - 16,
     )
-    return msgspec.structs.replace(
-        state,
-        records=Stretch(width, out, 0, n),
-        version=int.from_bytes(scratch[:16], "little"),
-    )
+    return Stretch(width, out, 0, n), int.from_bytes(scratch[:16], "little")
+
+
+def _stretch(words: NDArray[np.int64], layout: StateLayout) -> Stretch:
+    return Stretch(layout.width, words.tobytes(), 0, len(words))
+
+
+def _with_deferred(state: DecodedState, past: Past) -> DecodedState:
+    """The state with those deferred events that no bucket of `past` has; the others are gone.
+
+    Those of other buckets stay deferred.
+    """
+    layout = state.layout
+    words = np.frombuffer(state.deferred, np.int64).reshape(-1, layout.width // 8)
+    is_asked = np.isin(buckets_of(words[:, 0]), [*past])
+    known = _past_events(past, layout)[:, 0]
+    new = _stretch(words[is_asked & ~np.isin(words[:, 0], known)], layout)
+    records, version = _union(state, new, 0)
+    left = words[~is_asked].tobytes()
+    return msgspec.structs.replace(state, records=records, version=version, deferred=left)
+
+
+def _past_events(past: Past, layout: StateLayout) -> NDArray[np.int64]:
+    """The records of these buckets, int64[n, words of a record]."""
+    found = [_opened(held, layout).records.words for held in past.values() if held]
+    return np.concatenate(found) if found else np.empty((0, layout.width // 8), np.int64)
 
 
 def _with_count(state: DecodedState) -> DecodedState:
-    """The state, saying how many payments have facts but no event."""
-    n = count_without_event(
-        state.records.address, state.records.n, state.layout.width, state.folded_below_ms
-    )
+    """The state, saying how many payments have facts that count and no event."""
+    if not state.layout.reads_facts:
+        return state
+    records, layout = state.records, state.layout
+    n = without_event(records.address, records.n, layout.width, state.closed_below_ms, 0)
     return msgspec.structs.replace(state, n_without_event=n)
 
 
-def _with_past(state: DecodedState, past: DecodedState) -> DecodedState:
-    """The state with those folded events put back that have facts by now."""
-    layout, records = state.layout, state.records
-    out = bytes((records.n + state.n_without_event) * layout.width)
+def _without_event(state: DecodedState) -> NDArray[np.int64]:
+    """Where facts without an event begin, for each payment that has such."""
+    records = state.records
+    out = bytes(8 * state.n_without_event)
+    before_ms, at = state.closed_below_ms, id(out) + BYTES_AT
+    without_event(records.address, records.n, state.layout.width, before_ms, at)
+    return np.frombuffer(out, np.int64)
+
+
+def _with_past(state: DecodedState, past: Past, own: int | None) -> DecodedState:
+    """The state with those folded events put back that have facts by now, or are `own`."""
+    if not past or (own is None and not state.n_without_event):
+        return state
+    layout = state.layout
+    events = _past_events(past, layout)
+    words = state.records.words
+    is_wanted = np.zeros(len(events), np.bool_)
+    if state.n_without_event:
+        # A fact is about the event with its identity and time: a conflict has another time.
+        alone = words[_without_event(state)]
+        is_wanted = np.isin(_payments(events), _payments(alone))
+    if own is not None and not _has_event(words, own):
+        is_wanted |= events.view(np.uint64)[:, 0] == own
+    is_folded = events[:, rec.TIME // 8] >> 16 < state.closed_below_ms
+    back = _stretch(events[is_wanted & is_folded], layout)
+    if not back.n:
+        return state
     # A copy: bytes(x) would be x itself.
     tiles = Stretch(layout.tile_width, bytes(bytearray(state.tiles.raw)), 0, state.tiles.n)
-    n = taken_out(
-        layout.address,
-        records.address,
-        records.n,
-        past.records.address,
-        past.records.n,
-        tiles.address,
-        tiles.n,
-        state.folded_below_ms,
-        id(out) + BYTES_AT,
-    )
-    if n < 0:
+    fold_ms = state.folded_below_ms
+    if not are_taken_out(layout.address, back.address, back.n, tiles.address, tiles.n, fold_ms):
         raise DamagedState(
             f"what was folded of a state of entity {layout.name!r} is not in its tiles"
         )
-    records = Stretch(layout.width, out, 0, n)
+    records, _ = _union(state, back, 0)
     return _with_count(msgspec.structs.replace(state, records=records, tiles=tiles))
+
+
+def _payments(records: NDArray[np.int64]) -> NDArray[np.void]:
+    """A value for each record that is equal for records of one identity and time."""
+    pairs = np.stack([records[:, 0], records[:, rec.TIME // 8] >> 16], 1)
+    return np.ascontiguousarray(pairs).view([("", np.int64)] * 2)[:, 0]
+
+
+def _has_event(words: NDArray[np.int64], identity: int) -> bool:
+    is_event = words[:, rec.TIME // 8] >> 14 & 3 == rec.EVENT
+    return bool(np.any(is_event & (words.view(np.uint64)[:, 0] == identity)))
 
 
 def _folded(state: DecodedState) -> tuple[DecodedState, Stretch]:
@@ -309,6 +446,7 @@ def _folded(state: DecodedState) -> tuple[DecodedState, Stretch]:
         tiles.address,
         tiles.n,
         state.folded_below_ms,
+        state.closed_below_ms,
         id(kept) + BYTES_AT,
         id(gone) + BYTES_AT,
         id(sums) + BYTES_AT,

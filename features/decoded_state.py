@@ -52,8 +52,11 @@ class DecodedState(msgspec.Struct, frozen=True, eq=False):
     own time cannot be answered. forgotten_below_ms: history is complete from there on. is_erased:
     whether an order made it forget, neither time nor a limit.
     n_compacted, n_appended: records that were read behind the header, and behind those.
+    summarised_below_ms: S, 0 where nothing from F on is folded: a request with an earlier `as_of`
+    cannot be answered.
     n_without_event: payments with facts whose event lies in a tile, so that the facts do not count
-    until they are decoded with what was folded.
+    until they are decoded with what was folded. deferred: appended events from F on and below S,
+    as they were appended: each is a repetition, or counts once what was folded was asked.
     """
 
     layout: StateLayout
@@ -63,8 +66,15 @@ class DecodedState(msgspec.Struct, frozen=True, eq=False):
     generation: int = 0
     nonce: int = 0
     folded_below_ms: int = 0
+    summarised_below_ms: int = 0
     forgotten_below_ms: int = 0
     n_compacted: int = 0
     n_appended: int = 0
     n_without_event: int = 0
     is_erased: bool = False
+    deferred: bytes = b""
+
+    @property
+    def closed_below_ms(self) -> int:
+        """Events below this instant are in tiles, or beside their facts."""
+        return max(self.folded_below_ms, self.summarised_below_ms)

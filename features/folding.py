@@ -10,12 +10,15 @@ Layout of a tile, in words: its line (ms); then for each condition of the entity
 sum, the three limbs of squares where a std is wanted, a count for each fact where facts are read.
 Cost: one pass over tiles and records; reading adds every tile once for each window that holds it.
 
-What is folded: an event below F whose step ends below F, unless the entity's windows read facts and
-it has one. Flags known with the event are known at F and count in the tile. Facts stay as they are:
-their identity is needed until their event has left every window. A fact that comes after its event
-was folded needs the event's content to be taken out of the tile again; where facts are read, what
-is folded is therefore handed out, for the back end to keep beside the state (a state of its own, by
-the same codec), and given back when such a fact is there.
+What is folded: an event below F, unless the entity's windows read facts and it has one. Flags known
+with the event are known at F and count in the tile. Facts stay as they are: their identity is
+needed until their event has left every window.
+Early: events from F on may be folded too, up to an instant S, for readers whose `as_of` is not
+before S: then a window that has no delay holds all events of the tile that its end lies in, however
+far that tile's line lies ahead. Repetitions of them may still come.
+What is folded is handed out where that has to be known again (features/past_events.py): a fact that
+comes after its event was folded, and a request for a payment that is in a tile, need the event's
+content to be taken out again.
 Source: tiles of several lengths, as in Airbnb's Chronon; here they follow from the windows' lines.
 Rule: folding and taking out are exact, since grids have sums only: everything can be subtracted.
 """
@@ -28,14 +31,11 @@ from freshscore.features import layout as rec
 from freshscore.features import state_layout as s
 from freshscore.features.blocks import meets
 from freshscore.features.compiled import kernel
-from freshscore.features.evaluation import position, window_start
+from freshscore.features.evaluation import window_start
 from freshscore.features.memory import i64, move, put_i64, u64
 from freshscore.features.uniting import is_fact
 
 NO_LINE: Final = 2**62
-
-# What `taken_out` says of a folded event that its tile cannot have held.
-NEVER_FOLDED: Final = -1
 
 
 @kernel
@@ -129,11 +129,10 @@ def has_facts(records: int, n: int, width: int, i: int) -> bool:
 
 
 @kernel
-def _is_folded(layout: int, records: int, n: int, i: int, fold_below: int) -> bool:
+def _is_folded(layout: int, records: int, n: int, i: int, below: int) -> bool:
     width = i64(layout + 8 * s.WIDTH)
     record = records + i * width
-    time = i64(record + rec.TIME) >> 16
-    if time >= fold_below or is_fact(record) or line_of(layout, time, fold_below) >= fold_below:
+    if i64(record + rec.TIME) >> 16 >= below or is_fact(record):
         return False
     return not (i64(layout + 8 * s.READS_FACTS) and has_facts(records, n, width, i))
 
@@ -146,16 +145,17 @@ def folded(
     tiles: int,
     n_tiles: int,
     fold_below: int,
+    below: int,
     kept: int,
     gone: int,
     out: int,
     sizes: int,
 ) -> None:
-    """Fold sorted records and tiles for readers from `fold_below` on.
+    """Fold sorted records and tiles for readers from `fold_below` on, and events up to `below`.
 
-    kept, gone: room for n records each: those that stay, and the events that were folded.
-    out: room for n + n_tiles tiles. sizes: 3 words: how many records were kept, how many are gone,
-    how many tiles there are.
+    below: not before fold_below. kept, gone: room for n records each: those that stay, and the
+    events that were folded. out: room for n + n_tiles tiles. sizes: 3 words: how many records were
+    kept, how many are gone, how many tiles there are.
     """
     width = i64(layout + 8 * s.WIDTH)
     size = 8 * i64(layout + 8 * s.TILE_WORDS)
@@ -166,7 +166,7 @@ def folded(
     old = 0
     for i in range(n):
         record = records + i * width
-        if not _is_folded(layout, records, n, i, fold_below):
+        if not _is_folded(layout, records, n, i, below):
             move(kept + n_kept * width, record, width)
             n_kept += 1
             continue
@@ -221,8 +221,11 @@ def tiles_before(tiles: int, n: int, layout: int, line: int) -> int:
 
 
 @kernel
-def count_without_event(records: int, n: int, width: int, before: int) -> int:
-    """How many payments have facts before the instant `before`, and no event beside them."""
+def without_event(records: int, n: int, width: int, before: int, out: int) -> int:
+    """How many payments have facts before the instant `before`, and no event beside them.
+
+    out: room for n words, which become the index of the first fact of each; or 0.
+    """
     found = 0
     last = -1
     for i in range(n):
@@ -230,6 +233,8 @@ def count_without_event(records: int, n: int, width: int, before: int) -> int:
         if i64(record + rec.TIME) >> 16 >= before:
             break
         if is_fact(record) and not (last >= 0 and _same_payment(records + last * width, record)):
+            if out != 0:
+                put_i64(out + 8 * found, i)
             found += 1
         last = i
     return found
@@ -241,48 +246,20 @@ def _same_payment(left: int, right: int) -> bool:
 
 
 @kernel
-def taken_out(
-    layout: int,
-    records: int,
-    n: int,
-    past: int,
-    n_past: int,
-    tiles: int,
-    n_tiles: int,
-    fold_below: int,
-    out: int,
-) -> int:
-    """Write the records to `out`, with folded events put back before their facts; how many.
-
-    past: sorted events, those that were folded among them. Their sums are taken out of the tiles.
-    NEVER_FOLDED if a tile has not what is to be taken out of it.
-    """
+def are_taken_out(
+    layout: int, events: int, n: int, tiles: int, n_tiles: int, fold_below: int
+) -> bool:
+    """Take `n` folded events out of their tiles; False if a tile has not what is to be taken."""
     width = i64(layout + 8 * s.WIDTH)
-    at = out
-    for i in range(n):
-        record = records + i * width
-        time = i64(record + rec.TIME) >> 16
-        alone = i == 0 or not _same_payment(record - width, record)
-        if is_fact(record) and alone and time < fold_below:
-            found = position(past, n_past, width, time, u64(record))
-            event = past + found * width
-            if found < n_past and _same_payment(event, record) and not is_fact(event):
-                if not _taken(layout, event, tiles, n_tiles, fold_below):
-                    return NEVER_FOLDED
-                move(at, event, width)
-                at += width
-        move(at, record, width)
-        at += width
-    return (at - out) // width
-
-
-@kernel
-def _taken(layout: int, event: int, tiles: int, n_tiles: int, fold_below: int) -> bool:
-    line = line_of(layout, i64(event + rec.TIME) >> 16, fold_below)
-    if line <= reached_from(layout, fold_below):
-        return True
     size = 8 * i64(layout + 8 * s.TILE_WORDS)
-    for tile in range(tiles, tiles + n_tiles * size, size):
-        if i64(tile) == line:
-            return _put_event(layout, tile, event, -1) >= 0
-    return False
+    from_line = reached_from(layout, fold_below)
+    for event in range(events, events + n * width, width):
+        line = line_of(layout, i64(event + rec.TIME) >> 16, fold_below)
+        if line <= from_line:
+            continue
+        tile = tiles + tiles_before(tiles, n_tiles, layout, line) * size
+        if tile == tiles + n_tiles * size or i64(tile) != line:
+            return False
+        if _put_event(layout, tile, event, -1) < 0:
+            return False
+    return True

@@ -13,6 +13,7 @@ from freshscore.features import near_ring as g
 from freshscore.features import row as r
 from freshscore.features.compiled import kernel
 from freshscore.features.memory import i64, move, prefetch, put_i64, u64
+from freshscore.features.request_kernels import is_summarised
 
 # What `look` answers where the room is too small; else bits of the entities that are missing.
 NO_ROOM: Final = -1
@@ -71,7 +72,9 @@ def admit(
         blob, length = i64(fetched + 16 * e), i64(fetched + 16 * e + 8)
         slot = g.sought(near, low, high)
         place = g.placed(near, slot)
-        if not may_admit or i64(g.note_of(near, high)) > step:
+        # Of what is folded early the request's own payment must be asked for each time.
+        is_asked = is_summarised(blob, length)
+        if not may_admit or is_asked or i64(g.note_of(near, high)) > step:
             g.count(near, g.NOT_ADMITTED, 1)
             if place != 0:
                 g.drop_place(near, slot, place)

@@ -3,7 +3,8 @@
 Records are scanned as those of the memory store are, tiles are added, and the same finishing
 function ends it, so the bits are those of a store which holds the same set.
 Rule: reading changes no state; a request whose own time is below F of a grid state is refused,
-since its own event may lie in a tile, where it cannot be told from the others.
+since its own event may lie in a tile, where it cannot be told from the others; so is one for an
+instant before S, for a tile may hold what came later.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class DecodedReader:
             if state is None:
                 self._table[entity] = (0, 0, self._widths[entity], 0, 0, 0)
             else:
-                _check_time(state, own_ms)
+                _check_time(state, own_ms, as_of_ms)
                 self._table[entity] = _described(state)
         out = bytes(8 * self.program.n_columns)
         code, table, scratch = self._addresses
@@ -85,11 +86,16 @@ class DecodedReader:
         )
 
 
-def _check_time(state: DecodedState, own_ms: int) -> None:
+def _check_time(state: DecodedState, own_ms: int, as_of_ms: int) -> None:
     if own_ms < state.folded_below_ms:
         raise AsOfTooOld(
             f"the payment's time is {own_ms}; entity {state.layout.name!r} is folded below"
             f" {state.folded_below_ms}, and history answers what is older"
+        )
+    if as_of_ms < state.summarised_below_ms:
+        raise AsOfTooOld(
+            f"as_of is {as_of_ms}; entity {state.layout.name!r} has so many events that those below"
+            f" {state.summarised_below_ms} are sums by now, and history answers what is older"
         )
 
 

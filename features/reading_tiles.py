@@ -2,7 +2,8 @@
 
 Tiles hold what windows of the entity count, by condition (features/folding.py), so adding them
 gives the very sums that their events would have given.
-Rule: no tile is partly inside a window; the lines at which tiles end see to that.
+Rule: no tile is partly inside a window; the lines at which tiles end see to that, and that nobody
+is answered for an instant before what is folded.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def add_tiles(
         end = window_end(as_of, delay, step)
         start = window_start(as_of, delay, step, i64(window))
         first = tiles_before(tiles, n_tiles, layout, start + 1)
-        last = tiles_before(tiles, n_tiles, layout, end + 1)
+        # All that is folded happened before `as_of`, wherever the line of the last tile lies.
+        last = n_tiles if delay == 0 else tiles_before(tiles, n_tiles, layout, end + 1)
         for tile in range(tiles + first * size, tiles + last * size, size):
             _add_tile(span, layout, tile, window, slots)
         oldest = i64(tiles + first * size) if first < last else NEVER

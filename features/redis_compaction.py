@@ -2,24 +2,26 @@
 
 A state is read, compacted here, and swapped in by a script that compares length and SHA-1 of the
 whole prefix that was read; what was appended meanwhile stays behind it. Of two compactors one
-loses, which costs its work and nothing else. What was folded goes to its own key in the same step.
+loses, which costs its work and nothing else. What was folded goes to its buckets before that
+(features/past_events.py).
 
 How a state stays bounded (law 9). An exact one with more records than store.max_events_per_entity
-forgets its oldest sixteenth, as in memory. A grid holds in records only what its tiles cannot take
-yet, up to 2^19; beyond that it forgets too. Where facts are read, what was folded is kept, up to
-2^28 bytes (a string of Redis ends at 2^29); beyond that nothing more is folded, so that the records
-forget. The header says below which instant nothing is left, so readers know what their windows miss
-and say "too many events", also where time is all that went by.
+forgets its oldest sixteenth, as in memory. A grid with more than redis.grid_records is folded
+early, but for the newest half of so many. Folded events are kept up to redis.past_max_bytes; beyond
+that no more are folded, and a grid holds up to 2^19 records; beyond that it forgets too. The header
+says below which instant nothing is left, so readers know what their windows miss and say "too many
+events", also where time is all that went by.
 A late appender cannot undo that: readers ignore what lies below that instant.
 Rejected: refusing the append (it reads nothing first), and cutting in the middle (never sorted).
-Rule: compaction at any moment changes no value that is not said to be missing, and no version.
+Rule: compaction at any moment changes no value that is not said to be missing, and no version, but
+for late events that count from then on.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -27,19 +29,22 @@ import msgspec
 from freshscore.config.errors import DamagedState
 from freshscore.config.secret import random_seed
 from freshscore.features import layout as rec
-from freshscore.features.codec import Compaction, compacted, decode
+from freshscore.features.codec import Compaction, buckets_of_state, compacted, decode
 from freshscore.features.decoded_state import DecodedState
+from freshscore.features.past_events import BUCKETS, Past, by_bucket
 from freshscore.features.redis_commands import Tagged, replies_to
 from freshscore.features.redis_door import command
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_reading import Wanted
-from freshscore.features.redis_scripts import SWAP
+from freshscore.features.redis_scripts import KEEP, SWAP
 from freshscore.features.redis_store import RedisStore
 
 # States of one exchange: a state at its limit has half a megabyte.
 _AT_ONCE: Final = 16
 _GRID_RECORDS: Final = 1 << 19
-_PAST_BYTES: Final = 1 << 28
+# Buckets that one script appends to, 0.1 ms, and that one exchange asks for.
+_KEPT_AT_ONCE: Final = 64
+_READ_AT_ONCE: Final = 1_024
 
 # What came of a candidate.
 SWAPPED: Final = "swapped"
@@ -48,9 +53,6 @@ OVERTAKEN: Final = "overtaken"
 ABSENT: Final = "absent"
 DAMAGED: Final = "damaged"
 FULL: Final = "full"
-
-# What the script answers where what was folded cannot be kept.
-_FULL: Final = -1
 
 
 def crossed(before_bytes: int, after_bytes: int, width: int, compact_records: int) -> bool:
@@ -63,20 +65,38 @@ def crossed(before_bytes: int, after_bytes: int, width: int, compact_records: in
     return (after_bytes // unit).bit_length() > (before_bytes // unit).bit_length()
 
 
-def is_due(state: DecodedState, compact_records: int) -> bool:
-    """Whether a state has doubled, or has facts of events that were folded."""
+def is_due(state: DecodedState, compact_records: int, grid_records: int) -> bool:
+    """Whether a state has doubled, or waits for what was folded; a grid not that long."""
     settled = max(compact_records, state.n_compacted + state.tiles.n)
-    return state.n_appended >= settled or state.n_without_event > 0
+    if state.layout.is_grid:
+        settled = min(settled, max(compact_records, grid_records // 2))
+    return bool(state.n_appended >= settled or state.n_without_event or state.deferred)
 
 
 class _Work(msgspec.Struct, frozen=True):
-    """One string to be replaced."""
+    """One state to be replaced. past: the buckets that it asks for. early_ms: S, 0 for none."""
 
-    key: bytes
     entity: int
     token: bytes
     blob: bytes
-    past: bytes = b""
+    past: Past
+    early_ms: int
+
+
+class _Lines(msgspec.Struct, frozen=True):
+    """Of one call of `compact`, ms."""
+
+    forget_ms: int
+    fold_ms: int
+
+
+class _Bucket(msgspec.Struct, frozen=True):
+    """One bucket of a state's folded events, of which those before `line_ms` may be forgotten."""
+
+    entity: int
+    token: bytes
+    number: int
+    line_ms: int
 
 
 class Compactor:
@@ -88,7 +108,10 @@ class Compactor:
     def __init__(self, store: RedisStore, nonce: Callable[[], int] = random_seed) -> None:
         self._store = store
         self._nonce = nonce
-        self._compact_records = store.nodes.settings.compact_records
+        settings = store.nodes.settings
+        self._compact_records = settings.compact_records
+        self._grid_records = settings.grid_records
+        self._most_of_bucket = settings.past_max_bytes // BUCKETS
 
     def compact(
         self,
@@ -96,29 +119,29 @@ class Compactor:
         *,
         forget_below_ms: int = 0,
         fold_below_ms: int = 0,
+        now_ms: int = 0,
         only_due: bool = True,
     ) -> Counter[str]:
         """Compact the states of those candidates (entity number, token) that are due.
 
         forget_below_ms: no window of a request yet to come begins before it. fold_below_ms: F, no
-        event before it is still to come. Counts what came of each. Raises Unavailable; what was
-        swapped until then stays so.
+        event before it is still to come. now_ms: by the clock of Redis; what happened before may be
+        folded early; 0: nothing is. Counts what came of each. Raises Unavailable; what was swapped
+        until then stays so.
         """
         counted: Counter[str] = Counter()
         for first in range(0, len(candidates), _AT_ONCE):
             some = candidates[first : first + _AT_ONCE]
-            work = self._read(some, counted, only_due)
-            grown = self._swap(work, counted, forget_below_ms, fold_below_ms)
-            self._compact_past(grown, forget_below_ms)
+            work = self._read(some, counted, only_due, now_ms)
+            self._replace(work, counted, _Lines(forget_below_ms, fold_below_ms))
         return counted
 
     def _read(
-        self, candidates: Sequence[Wanted], counted: Counter[str], only_due: bool
+        self, candidates: Sequence[Wanted], counted: Counter[str], only_due: bool, now_ms: int
     ) -> list[_Work]:
         reading, nodes = self._store.reading, self._store.nodes
         asked = [(tag_of(t), command(b"GET", reading.state_key(e, t))) for e, t in candidates]
         work: list[_Work] = []
-        needs_past: list[_Work] = []
         for (entity, token), blob in zip(candidates, replies_to(nodes, asked), strict=True):
             if blob is None:
                 counted[ABSENT] += 1
@@ -128,94 +151,127 @@ class Compactor:
             except DamagedState:
                 counted[DAMAGED] += 1
                 continue
-            if only_due and not is_due(state, self._compact_records):
+            if only_due and not is_due(state, self._compact_records, self._grid_records):
                 counted[NOT_DUE] += 1
                 continue
-            one = _Work(reading.state_key(entity, token), entity, token, blob)
-            (needs_past if state.n_without_event else work).append(one)
-        pasts = self._pasts([(one.entity, one.token) for one in needs_past])
-        with_past = zip(needs_past, pasts, strict=True)
-        return work + [msgspec.structs.replace(one, past=past) for one, past in with_past]
+            # Later than the state: what is a repetition by then makes the swap fail.
+            numbers = sorted(buckets_of_state(state))
+            held = self._buckets([_Bucket(entity, token, number, 0) for number in numbers])
+            past = dict(zip(numbers, held, strict=True))
+            work.append(_Work(entity, token, blob, past, self._early_ms(state, now_ms)))
+        return work
 
-    def _pasts(self, wanted: Sequence[Wanted]) -> list[bytes]:
-        asked = [
-            (tag_of(t), command(b"GET", self._store.reading.past_key(e, t))) for e, t in wanted
-        ]
-        return [past or b"" for past in replies_to(self._store.nodes, asked)]
+    def _early_ms(self, state: DecodedState, now_ms: int) -> int:
+        """S for a grid with many records: the time of the one that leaves half of the limit."""
+        records = state.records
+        if not state.layout.is_grid or records.n <= self._grid_records:
+            return 0
+        oldest_kept = records.n - max(1, self._grid_records // 2)
+        return min(now_ms, int(records.words[oldest_kept, rec.TIME // 8]) >> 16)
 
-    def _swap(
-        self, work: Sequence[_Work], counted: Counter[str], forget_ms: int, fold_ms: int
-    ) -> list[Wanted]:
-        """Swap in what is compacted; those whose folded events have become many.
+    def _buckets(self, wanted: Sequence[_Bucket]) -> list[bytes]:
+        asked = [(tag_of(one.token), command(b"GET", self._key_of(one))) for one in wanted]
+        held: list[bytes] = []
+        for first in range(0, len(asked), _READ_AT_ONCE):
+            replies = replies_to(self._store.nodes, asked[first : first + _READ_AT_ONCE])
+            held += [one or b"" for one in replies]
+        return held
 
-        Where no more of them can be kept, nothing more is folded, until some are out of reach.
+    def _key_of(self, one: _Bucket) -> bytes:
+        return self._store.reading.past_key(one.entity, one.token, one.number)
+
+    def _replace(self, work: Sequence[_Work], counted: Counter[str], lines: _Lines) -> None:
+        """Keep what is folded of these states, and swap in what is left of them.
+
+        Where no more can be kept, nothing more is folded that would have to be, until some is out
+        of reach.
         """
-        swaps: list[Tagged] = []
-        folded: list[tuple[_Work, int]] = []
+        made: list[tuple[_Work, Compaction]] = []
         for one in work:
             try:
-                made = self._compacted(one, forget_ms, fold_ms)
+                made.append((one, self._compacted(one, lines)))
             except DamagedState:
                 counted[DAMAGED] += 1
-                continue
-            swaps.append(self._swap_command(one, made.state, made.folded))
-            folded.append((one, len(made.folded)))
-        grown: list[Wanted] = []
         full: list[_Work] = []
-        for (one, n_bytes), reply in zip(folded, replies_to(self._store.nodes, swaps), strict=True):
-            if reply == _FULL:
+        swaps: list[Tagged] = []
+        grown: list[list[_Bucket]] = []
+        for one, done in made:
+            buckets, is_kept = self._keep(one, done, lines)
+            if not is_kept:
                 full.append(one)
+                self._compact_buckets(buckets, only_due=False)
                 continue
+            key = self._store.reading.state_key(one.entity, one.token)
+            swaps.append(self._swap_command(one.token, key, one.blob, done.state))
+            grown.append(buckets)
+        for buckets, reply in zip(grown, replies_to(self._store.nodes, swaps), strict=True):
             counted[SWAPPED if reply else OVERTAKEN] += 1
-            width = self._store.maker.layouts[one.entity].width
-            if reply and crossed(reply[1] - n_bytes, reply[1], width, self._compact_records):
-                grown.append((one.entity, one.token))
-        if full:
-            counted[FULL] += len(full)
-            if fold_ms:
-                names = [(one.entity, one.token) for one in full]
-                self._compact_past(names, forget_ms, only_due=False)
-                self._swap(full, counted, forget_ms, 0)
-        return grown
+            if reply:
+                self._compact_buckets(buckets)
+        counted += Counter({FULL: len(full)})
+        for one in full:
+            kept_ms = 0 if self._store.maker.layouts[one.entity].reads_facts else lines.fold_ms
+            plain = msgspec.structs.replace(one, early_ms=0)
+            self._replace([plain], counted, _Lines(lines.forget_ms, kept_ms))
 
-    def _swap_command(self, one: _Work, state: bytes, folded: bytes) -> Tagged:
-        digest = hashlib.sha1(one.blob, usedforsecurity=False).hexdigest().encode()
-        past_key = self._store.reading.past_key(one.entity, one.token)
-        given = [b"%d" % len(one.blob), digest, state, folded]
-        given += [b"%d" % self._store.ttl_s, b"%d" % _PAST_BYTES]
-        return tag_of(one.token), command(b"EVALSHA", SWAP.digest, b"2", one.key, past_key, *given)
+    def _keep(self, one: _Work, done: Compaction, lines: _Lines) -> tuple[list[_Bucket], bool]:
+        """Append folded events to their buckets, and those of these that may have doubled.
 
-    def _compact_past(
-        self, wanted: Sequence[Wanted], forget_ms: int, *, only_due: bool = True
-    ) -> None:
+        False where that would be too much, with all buckets concerned.
+        """
+        layout = self._store.maker.layouts[one.entity]
+        line_ms = lines.forget_ms if layout.reads_facts else done.folded_below_ms
+        added = by_bucket(done.folded, layout)
+        buckets = [_Bucket(one.entity, one.token, number, line_ms) for number in added]
+        asked = [*self._keep_commands(buckets, [*added.values()])]
+        replies = replies_to(self._store.nodes, asked)
+        if not all(replies):
+            return buckets, False
+        lengths = [length for reply in replies for length in reply]
+        grown = [
+            bucket
+            for bucket, records, length in zip(buckets, added.values(), lengths, strict=True)
+            if crossed(length - len(records), length, layout.width, self._compact_records)
+        ]
+        return grown, True
+
+    def _keep_commands(
+        self, buckets: Sequence[_Bucket], records: Sequence[bytes]
+    ) -> Iterator[Tagged]:
+        limits = [b"%d" % self._store.ttl_s, b"%d" % self._most_of_bucket]
+        for first in range(0, len(buckets), _KEPT_AT_ONCE):
+            some = buckets[first : first + _KEPT_AT_ONCE]
+            keys = [self._key_of(one) for one in some]
+            given = [*limits, *records[first : first + _KEPT_AT_ONCE]]
+            asked = command(b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, *given)
+            yield tag_of(some[0].token), asked
+
+    def _swap_command(self, token: bytes, key: bytes, held: bytes, state: bytes) -> Tagged:
+        digest = hashlib.sha1(held, usedforsecurity=False).hexdigest().encode()
+        given = [b"%d" % len(held), digest, state, b"%d" % self._store.ttl_s]
+        return tag_of(token), command(b"EVALSHA", SWAP.digest, b"1", key, *given)
+
+    def _compact_buckets(self, buckets: Sequence[_Bucket], *, only_due: bool = True) -> None:
         """Sort and forget what was folded, where it has doubled; a state by itself."""
         swaps = []
-        for (entity, token), past in zip(wanted, self._pasts(wanted), strict=True):
-            layout = self._store.maker.layouts[entity]
+        for one, held in zip(buckets, self._buckets(buckets), strict=True):
+            layout = self._store.maker.layouts[one.entity]
             try:
-                if not past:
+                if not held:
                     continue
-                if only_due and not is_due(decode(past, layout), self._compact_records):
+                if only_due and not is_due(decode(held, layout), self._compact_records, 1 << 62):
                     continue
-                made = compacted(past, layout, nonce=self._nonce(), forget_below_ms=forget_ms)
+                made = compacted(held, layout, nonce=self._nonce(), forget_below_ms=one.line_ms)
             except DamagedState:
-                continue  # found, and said, by the first fact that asks for it
-            key = self._store.reading.past_key(entity, token)
-            swaps.append(self._swap_command(_Work(key, entity, token, past), made.state, b""))
+                continue  # found, and said, by the first that asks for it
+            swaps.append(self._swap_command(one.token, self._key_of(one), held, made.state))
         replies_to(self._store.nodes, swaps)
 
-    def _compacted(self, one: _Work, forget_ms: int, fold_ms: int) -> Compaction:
+    def _compacted(self, one: _Work, lines: _Lines) -> Compaction:
         """The state to be swapped in, within its limit."""
         layout = self._store.maker.layouts[one.entity]
         most = _GRID_RECORDS if layout.is_grid else self._store.limits.max_events_per_entity
-        made = compacted(
-            one.blob,
-            layout,
-            nonce=self._nonce(),
-            forget_below_ms=forget_ms,
-            fold_below_ms=fold_ms,
-            past=one.past,
-        )
+        made = self._made(one, lines, lines.forget_ms)
         if len(made.state) <= most * layout.width:
             return made
         records = decode(made.state, layout).records
@@ -223,5 +279,15 @@ class Compactor:
             return made
         last_gone = records.n - (most - max(1, most >> 4)) - 1
         line_ms = (int(records.words[last_gone, rec.TIME // 8]) >> 16) + 1
-        less = compacted(made.state, layout, nonce=self._nonce(), forget_below_ms=line_ms)
-        return msgspec.structs.replace(less, folded=made.folded)
+        return self._made(one, lines, line_ms)
+
+    def _made(self, one: _Work, lines: _Lines, forget_ms: int) -> Compaction:
+        return compacted(
+            one.blob,
+            self._store.maker.layouts[one.entity],
+            nonce=self._nonce(),
+            forget_below_ms=forget_ms,
+            fold_below_ms=lines.fold_ms,
+            summarise_below_ms=one.early_ms,
+            past=one.past,
+        )

@@ -1,15 +1,16 @@
 """Names of what is kept in Redis: one namespace, and a hash tag that decides the node.
 
     NS:{TAG}:FP          record log of one entity's state        TAG: its token, FP: of the layout
-    NS:{TAG}:FP:p        what was folded of it, where a grid reads facts
+    NS:{TAG}:FP:pBBB     what was folded of it, in buckets by identity
     NS:{TAG}:s:V         its recent scores under one model version
     NS:{N}:markers:LD    how far a node has got, NS:{N}:progress:LD its summary
     NS:{control}:NAME    what all processes share: the invalidation stream, leases, ...
     NS:{iBUCKET}:IX:G    label index: where a payment's entities and time are found by its identity
 
-TAG, FP, V, LD and IX are base64url without padding, TAG of 16 bytes and the others of 8; N and G
-are decimal numbers. LD names the layouts of all entities together: states of other layouts have
-keys, and so an epoch, of their own. IX names the entities whose tokens the index's records hold.
+TAG, FP, V, LD and IX are base64url without padding, TAG of 16 bytes and the others of 8; BBB are
+three digits of that alphabet; N and G are decimal numbers. LD names the layouts of all entities
+together: states of other layouts have keys, and so an epoch, of their own. IX names the entities
+whose tokens the index's records hold.
 Rule: keys are injective in what they name (a namespace has neither colon nor brace, each part has
 its own length or alphabet), and no tag can hold a brace. No identifier is in a key, only tokens.
 Source: hash tags and slots of the Redis Cluster specification.
@@ -28,6 +29,7 @@ SLOTS: Final = 16_384
 # Buckets of the label index: a string of a hundred records each at 10^6 payments and 4 generations.
 LABEL_BUCKETS: Final = 4_096
 CONTROL: Final = "control"
+_DIGITS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def _base64url(raw: bytes) -> bytes:
@@ -43,6 +45,12 @@ def tag_of(token: bytes) -> bytes:
 def fingerprint_name(fingerprint: int) -> bytes:
     """How keys name the fingerprint of a state's layout: 11 characters."""
     return _base64url(fingerprint.to_bytes(8, "little"))
+
+
+def bucket_name(bucket: int) -> bytes:
+    """How keys name a bucket of what was folded, 0 to 2^18 - 1: 3 characters."""
+    digits = (_DIGITS[bucket >> shift & 63] for shift in (12, 6, 0))
+    return bytes(digits)
 
 
 def index_name(entities: Iterable[Sequence[str]]) -> bytes:
@@ -79,9 +87,9 @@ class RedisKeys:
         """Of the state of an entity, by its token and its layout's fingerprint."""
         return b"%b%b}:%b" % (self.prefix, tag_of(token), fingerprint_name(fingerprint))
 
-    def past(self, token: bytes, fingerprint: int) -> bytes:
-        """Of what was folded of that state."""
-        return self.state(token, fingerprint) + b":p"
+    def past(self, token: bytes, fingerprint: int, bucket: int) -> bytes:
+        """Of one bucket of what was folded of that state (features/past_events.py)."""
+        return self.state(token, fingerprint) + b":p" + bucket_name(bucket)
 
     def scores(self, token: bytes, model_version: str) -> bytes:
         """Of the recent scores of an entity under a model version."""

@@ -12,8 +12,9 @@ from typing import Final
 import msgspec
 
 from freshscore.config.errors import DamagedState, Unavailable
-from freshscore.features.codec import decode
+from freshscore.features.codec import buckets_of_state, decode
 from freshscore.features.decoded_state import DecodedState
+from freshscore.features.past_events import BUCKETS, Past, bucket_of_identity
 from freshscore.features.record_making import RecordMaker
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_door import Nodes, Topology, command
@@ -25,6 +26,9 @@ STATE_LOST: Final = "state lost"
 STATE_DAMAGED: Final = "state damaged"
 # How often states are read for one request while slots move.
 _MOST_MOVES: Final = 3
+
+# How often what was folded is asked for while a state goes on asking for more of it.
+_MOST_LOOKS: Final = 4
 
 # The number of an entity in its specification, and a token.
 Wanted = tuple[int, bytes]
@@ -57,20 +61,27 @@ class StateReading:
         """The key of the state of an entity."""
         return self._names.state(token, self._maker.layouts[entity].fingerprint)
 
-    def past_key(self, entity: int, token: bytes) -> bytes:
-        """The key of what was folded of it."""
-        return self._names.past(token, self._maker.layouts[entity].fingerprint)
+    def past_key(self, entity: int, token: bytes, bucket: int) -> bytes:
+        """The key of one bucket of what was folded of it."""
+        return self._names.past(token, self._maker.layouts[entity].fingerprint, bucket)
 
     def read(self, rows: Sequence[bytes]) -> list[StoredStates]:
         """The states of the entities of each row, in one exchange with each node concerned.
 
-        What was folded is read in a second one, where a fact asks for it. Raises Unavailable.
+        What was folded is read in a second one, where it is asked for: by an appended event that
+        may be a repetition, a late fact, or the row's own payment. Raises Unavailable.
         """
         tokens = [self._maker.tokens(row) for row in rows]
         wanted = [
             (entity, token) for of in tokens for entity, token in enumerate(of) if token is not None
         ]
-        found, progress = self._found(wanted)
+        owns = [
+            int.from_bytes(row[:8], "little")
+            for row, of in zip(rows, tokens, strict=True)
+            for token in of
+            if token is not None
+        ]
+        found, progress = self._found(wanted, owns)
         known = [one for one in progress if one is not None]
         watermark_ms = min((one.watermark_ms for one in known), default=0)
         sinces = [one.complete_since_ms for one in known]
@@ -90,7 +101,9 @@ class StateReading:
         asked = [(tag.encode(), command(b"GET", self._names.progress(tag))) for tag in tags]
         return tuple(_progress(reply) for reply in replies_to(self._nodes, asked))
 
-    def _found(self, wanted: Sequence[Wanted]) -> tuple[list[_Found], list[Progress | None]]:
+    def _found(
+        self, wanted: Sequence[Wanted], owns: Sequence[int]
+    ) -> tuple[list[_Found], list[Progress | None]]:
         """A state, a problem, or None for a new entity, for each; and how far the nodes are.
 
         Where slots moved meanwhile all is read again: a node's progress says nothing of a state
@@ -98,13 +111,13 @@ class StateReading:
         """
         for _ in range(_MOST_MOVES):
             topology = self._nodes.topology
-            found = self._found_on(topology, wanted)
+            found = self._found_on(topology, wanted, owns)
             if self._nodes.topology is topology:
                 return found
         raise Unavailable("the nodes of Redis keep moving")
 
     def _found_on(
-        self, topology: Topology, wanted: Sequence[Wanted]
+        self, topology: Topology, wanted: Sequence[Wanted], owns: Sequence[int]
     ) -> tuple[list[_Found], list[Progress | None]]:
         """What `_found` says, where the nodes are those of `topology` from begin to end."""
         owners = [topology.node_of(tag_of(token)) for _, token in wanted]
@@ -119,32 +132,66 @@ class StateReading:
             self._decoded(entity, blob) if progress[concerned.index(owner)] else STATE_LOST
             for (entity, _), blob, owner in zip(wanted, blobs, owners, strict=True)
         ]
-        self._add_past(wanted, blobs, found)
+        for number, (one, own) in enumerate(zip(wanted, owns, strict=True)):
+            state = found[number]
+            if isinstance(state, DecodedState) and (buckets := _buckets(state, own)):
+                found[number] = self._with_past(*one, own, buckets)
         return found, progress
 
-    def _decoded(self, entity: int, blob: bytes | None, past: bytes = b"") -> _Found:
-        if blob is None:
-            return None
+    def whole(self, entity: int, token: bytes) -> tuple[bytes, Past]:
+        """The bytes of a state, empty for none, and the buckets with which all of it counts.
+
+        Raises Unavailable, DamagedState.
+        """
+        return self._whole(entity, token, None, frozenset())
+
+    def past_bytes(self, entity: int, token: bytes) -> int:
+        """The bytes of what was folded of a state. Raises Unavailable."""
+        keys = [self.past_key(entity, token, number) for number in range(BUCKETS)]
+        asked = [(tag_of(token), command(b"STRLEN", key)) for key in keys]
+        return sum(replies_to(self._nodes, asked))
+
+    def _whole(
+        self, entity: int, token: bytes, own: int | None, buckets: frozenset[int]
+    ) -> tuple[bytes, Past]:
+        """Read in one step, so that what the buckets say is said of this very state."""
+        for _ in range(_MOST_LOOKS):
+            numbers = sorted(buckets)
+            keys = [self.past_key(entity, token, number) for number in numbers]
+            asked = command(b"MGET", self.state_key(entity, token), *keys)
+            blob, *held = replies_to(self._nodes, [(tag_of(token), asked)])[0]
+            if blob is None:
+                return b"", {}
+            past = {number: one or b"" for number, one in zip(numbers, held, strict=True)}
+            state = decode(blob, self._maker.layouts[entity], past)
+            more = _buckets(state, own) - buckets
+            if not more:
+                return blob, past
+            buckets |= more
+        raise Unavailable("a state changes faster than what was folded of it is read")
+
+    def _with_past(self, entity: int, token: bytes, own: int, buckets: frozenset[int]) -> _Found:
         try:
-            return decode(blob, self._maker.layouts[entity], past)
+            blob, past = self._whole(entity, token, own, buckets)
+            return decode(blob, self._maker.layouts[entity], past, own) if blob else None
         except DamagedState:
             return STATE_DAMAGED
 
-    def _add_past(
-        self, wanted: Sequence[Wanted], blobs: Sequence[bytes | None], found: list[_Found]
-    ) -> None:
-        """Decode those again that have facts of folded events, with what was folded.
+    def _decoded(self, entity: int, blob: bytes | None) -> _Found:
+        if blob is None:
+            return None
+        try:
+            return decode(blob, self._maker.layouts[entity])
+        except DamagedState:
+            return STATE_DAMAGED
 
-        That is read after the state: an event that was folded in between is in both, not in none.
-        """
-        of = [
-            i
-            for i, one in enumerate(found)
-            if isinstance(one, DecodedState) and one.n_without_event
-        ]
-        asked = [(tag_of(wanted[i][1]), command(b"GET", self.past_key(*wanted[i]))) for i in of]
-        for i, past in zip(of, replies_to(self._nodes, asked) if of else [], strict=True):
-            found[i] = self._decoded(wanted[i][0], blobs[i], past or b"")
+
+def _buckets(state: DecodedState, own: int | None) -> frozenset[int]:
+    """What of the folded events it takes to read a state whole, for the payment `own`."""
+    buckets = buckets_of_state(state)
+    if own is not None and state.summarised_below_ms:
+        buckets |= {bucket_of_identity(own)}
+    return buckets
 
 
 def _progress(reply: bytes | None) -> Progress | None:

@@ -5,10 +5,10 @@ PROGRESS  KEYS markers, progress; ARGV number of partitions that must report, th
           still to come (ms): moves markers on, drops those of other topics, writes the summary.
 BEGIN     KEYS markers, progress; ARGV epoch (16 hexadecimal digits), key id, complete since (ms),
           number of partitions, topic ids: gives a node its epoch, unless it has one.
-SWAP      KEYS state, past; ARGV length and SHA-1 of the replaced prefix, what comes instead, what
-          was folded, seconds to live, the most bytes that may be kept of what was folded: swaps a
-          compacted state in, keeping what was appended since, and answers 1 and the new length of
-          what was folded. -1: that would be too much, and nothing was done.
+KEEP      KEYS buckets; ARGV seconds to live, the most bytes of a bucket, then what is appended to
+          each: answers the new lengths. 0: one would be longer, and nothing was done.
+SWAP      KEYS state; ARGV length and SHA-1 of the replaced prefix, what comes instead, seconds to
+          live: swaps a compacted state in, keeping what was appended since.
 
 All keys of a call have one hash tag, so it runs on any cluster; the largest work is one digest of
 one state. Numbers are compared as numbers, which Lua keeps exactly up to 2^53.
@@ -100,20 +100,28 @@ return 1
 """
 )
 
+KEEP: Final = Script(
+    """
+local lengths = {}
+for i = 1, #KEYS do
+  if redis.call('STRLEN', KEYS[i]) + #ARGV[i + 2] > tonumber(ARGV[2]) then return 0 end
+end
+for i = 1, #KEYS do
+  lengths[i] = redis.call('APPEND', KEYS[i], ARGV[i + 2])
+  redis.call('EXPIRE', KEYS[i], ARGV[1])
+end
+return lengths
+"""
+)
+
 SWAP: Final = Script(
     """
 local held, length = redis.call('GET', KEYS[1]), tonumber(ARGV[1])
 if not held or #held < length then return 0 end
 if redis.sha1hex(string.sub(held, 1, length)) ~= ARGV[2] then return 0 end
-local folded = 0
-if #ARGV[4] > 0 then
-  if redis.call('STRLEN', KEYS[2]) + #ARGV[4] > tonumber(ARGV[6]) then return -1 end
-  folded = redis.call('APPEND', KEYS[2], ARGV[4])
-  redis.call('EXPIRE', KEYS[2], ARGV[5])
-end
-redis.call('SET', KEYS[1], ARGV[3] .. string.sub(held, length + 1), 'EX', ARGV[5])
-return {1, folded}
+redis.call('SET', KEYS[1], ARGV[3] .. string.sub(held, length + 1), 'EX', ARGV[4])
+return 1
 """
 )
 
-SCRIPTS: Final = (PROGRESS, BEGIN, SWAP)
+SCRIPTS: Final = (PROGRESS, BEGIN, KEEP, SWAP)

@@ -21,8 +21,9 @@ from freshscore.features import state_layout as s
 from freshscore.features import tables as t
 from freshscore.features.checksums import HEADER_BYTES, WHOLE, first_damage
 from freshscore.features.compiled import kernel
-from freshscore.features.folding import count_without_event
+from freshscore.features.folding import without_event
 from freshscore.features.memory import i64, move, put_i32, put_i64, put_u8, put_u64, signed, u8, u64
+from freshscore.features.past_events import BUCKETS
 from freshscore.features.uniting import is_fact, united
 
 # Words of the head that only a request store has, in bytes.
@@ -48,14 +49,17 @@ LAYOUT: Final = 16
 # The first word of a header: "fsstate" and the version of its layout (features/codec.py).
 _MAGIC: Final = int.from_bytes(b"fsstate", "little")
 _MAGIC_BITS: Final = (1 << 56) - 1
-_LAYOUT_VERSION: Final = 1
+_LAYOUT_VERSION: Final = 2
 _N_TILES_SHIFT: Final = 40
+_EARLY_AT: Final = 72
 _BROKEN: Final = -1
 _BEFORE_ALL: Final = -(2**62)
 _NOT_ANY_MORE: Final = 2**62
 
-# One template, in words: address, bytes, where the tag goes, the entity that it asks for.
-TEMPLATE_WORDS: Final = 4
+# One template, in words: address, bytes, where the tag goes, the entity that it asks for; and where
+# the tag goes once more, and the name of the bucket of the row's own identity; 0: nowhere.
+TEMPLATE_WORDS: Final = 6
+WRITTEN_SHIFT: Final = 32
 _TAG_BYTES: Final = 22
 
 
@@ -140,13 +144,14 @@ def _unite(blob: int, front: int, n: int, n_end: int, head: int, row: int, at: i
         put_i64(word, 0)
     fold = i64(blob + 32) if front > 0 else 0
     forget = i64(blob + 40) if front > 0 else 0
+    early = i64(blob + _EARLY_AT) if front > 0 else 0
     n_united = united(
         records,
         n,
         records + n * width,
         n_end,
         layout,
-        max(fold, forget),
+        max(fold, forget, early),
         forget,
         at,
         table,
@@ -259,6 +264,7 @@ def take_states(
     damaged = 0
     flags = 0
     most = 0
+    summarised = 0
     held_from = _BEFORE_ALL
     own_time = i64(row + r.TIME)
     for e in range(n_entities):
@@ -287,9 +293,11 @@ def take_states(
             folded_below = i64(blob + 32)
             if own_time < folded_below:
                 held_from = _NOT_ANY_MORE
-            if folded_below > 0 and i64(layout + 8 * s.READS_FACTS):
+            summarised = max(summarised, i64(blob + _EARLY_AT))
+            closed_below = max(folded_below, i64(blob + _EARLY_AT))
+            if closed_below > 0 and i64(layout + 8 * s.READS_FACTS):
                 records, n = i64(state + t.RECORDS), i64(state + t.COUNT)
-                if count_without_event(records, n, i64(head + t.WIDTH), folded_below) > 0:
+                if without_event(records, n, i64(head + t.WIDTH), closed_below, 0) > 0:
                     late |= 1 << e
         _limit(head, state)
         flags |= _describe(head, state, u64(row), own_time)
@@ -305,6 +313,7 @@ def take_states(
     put_i64(store + t.NEWEST, watermark)
     put_i64(store + t.HORIZON, watermark - held_from)
     put_i64(store + t.COMPLETE_SINCE, complete_since)
+    put_i64(store + t.SUMMARISED, summarised)
     return TAKEN if late | damaged == 0 else INCOMPLETE
 
 
@@ -337,6 +346,23 @@ def put_tag(token: int, out: int) -> None:
 
 
 @kernel
+def put_bucket_name(identity: int, out: int) -> None:
+    """Write the letters that name the bucket of the 64-bit identity at `identity`."""
+    bucket = i64(identity) & (BUCKETS - 1)
+    put_u8(out, _letter(bucket >> 12))
+    put_u8(out + 1, _letter(bucket >> 6 & 63))
+    put_u8(out + 2, _letter(bucket & 63))
+
+
+@kernel
+def is_summarised(blob: int, length: int) -> bool:
+    """Whether events are folded early in the state at `blob`: its own payment may be in a tile."""
+    if length < HEADER_BYTES or i64(blob) & _MAGIC_BITS != _MAGIC:
+        return False
+    return i64(blob + _EARLY_AT) > 0
+
+
+@kernel
 def slot_of_tag(tag: int) -> int:
     """The slot of the 22 letters at `tag`: CRC-16/XMODEM, as Redis Cluster says."""
     crc = 0
@@ -351,9 +377,9 @@ def slot_of_tag(tag: int) -> int:
 def put_commands(row: int, templates: int, n: int, out: int, slots: int) -> int:
     """Write the commands for the entities that `row` has, one behind the other.
 
-    Their bytes << 16, and a bit for each that was written. templates: as the constants above say.
-    slots: room for n words, which become the slot of each command, or -1 where its entity is
-    absent; 0 where slots are of no interest.
+    Their bytes << WRITTEN_SHIFT, and a bit for each that was written. templates: as the constants
+    above say. slots: room for n words, which become the slot of each command, or -1 where its
+    entity is absent; 0 where slots are of no interest.
     """
     at = out
     written = 0
@@ -366,10 +392,13 @@ def put_commands(row: int, templates: int, n: int, out: int, slots: int) -> int:
             length = i64(template + 8)
             move(at, i64(template), length)
             put_tag(token, at + i64(template + 16))
+            if i64(template + 32) != 0:
+                move(at + i64(template + 32), at + i64(template + 16), _TAG_BYTES)
+                put_bucket_name(row, at + i64(template + 40))
             if slots != 0:
                 slot = slot_of_tag(at + i64(template + 16))
             at += length
             written |= 1 << i
         if slots != 0:
             put_i64(slots + 8 * i, slot)
-    return (at - out) << 16 | written
+    return (at - out) << WRITTEN_SHIFT | written

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from freshscore.features import request_kernels as q
 from freshscore.features import tables
-from freshscore.features.codec import decode, encode
+from freshscore.features.codec import buckets_of_facts, decode, encode
 from freshscore.features.compiled import entry_point
 from freshscore.features.evaluation import scratch_for
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.packing import Keys
+from freshscore.features.past_events import Past, bucket_of_identity
 from freshscore.features.program import MEMBERS_AT, Program
 from freshscore.features.reading_states import ACCUMULATORS, read_features
 from freshscore.features.state_layout import StateLayout, state_layout
@@ -55,6 +56,7 @@ class RequestStore:
         self._fetched_at = address_of(np.frombuffer(self._fetched, np.uint8))
         self._pack = struct.Struct(f"<{2 * n}q").pack_into
         self._held: Sequence[bytes | None] = ()
+        self._own = 0
         self._take = entry_point(q.take_states, 6)
         # Set where the scratch moved: whoever keeps its address looks, and clears it.
         self.has_grown = False
@@ -69,13 +71,16 @@ class RequestStore:
         watermark_ms: int = 0,
         complete_since_ms: int = tables.UNKNOWN,
         degraded: int = 0,
+        past: Sequence[bytes | None] = (),
     ) -> bool:
         """Hold the states of the entities of `row`; whether they are complete, checked and counted.
 
         states: of each entity of the program, in order, its bytes, or None where the row has no
-        such entity or the entity has no state. degraded: bits of features/tables.py. If False,
-        `late` and `damaged` say which entities are concerned.
+        such entity or the entity has no state. degraded: bits of features/tables.py. past: of each
+        entity the bucket of what was folded that can hold this payment, as it was read with the
+        state; None for nothing. If False, `late` and `damaged` say which entities are concerned.
         """
+        self._own = self._holding(row, states, past) if any(past) else 0
         self._held = states
         words: list[int] = []
         for state in states:
@@ -90,27 +95,33 @@ class RequestStore:
                 self.address, row_at, self._fetched_at, watermark_ms, complete_since_ms, degraded
             )
             if found != q.NO_ROOM:
-                return bool(found == q.TAKEN)
+                return bool(found == q.TAKEN) and self._own == 0
             self._grow()
 
     @property
     def late(self) -> list[int]:
-        """Numbers of entities with facts whose events are folded: to be taken `with_past`."""
-        return self._entities(q.LATE)
+        """Numbers of entities to be taken `with_past`.
+
+        They have facts whose events are folded, or have folded the row's own payment.
+        """
+        return self._entities(int(self.head[q.LATE // 8]) | self._own)
 
     @property
     def damaged(self) -> list[int]:
         """Numbers of entities whose bytes fail their check; they are read as without a state."""
-        return self._entities(q.DAMAGED)
+        return self._entities(int(self.head[q.DAMAGED // 8]))
 
-    def with_past(self, entity: int, past: bytes) -> bytes:
-        """The state that was taken of `entity` as bytes in which late facts count.
+    def buckets(self, row: bytes, entity: int, state: bytes) -> frozenset[int]:
+        """The buckets of what was folded that `with_past` needs. Raises DamagedState."""
+        needed = buckets_of_facts(decode(state, self.layouts[entity]))
+        return needed | {bucket_of_identity(_identity(row))}
 
-        past: what was folded of it (features/codec.py). Raises DamagedState.
+    def with_past(self, row: bytes, entity: int, state: bytes, past: Past) -> bytes:
+        """The state as bytes in which late facts count, and the payment in `row` is a record.
+
+        past: what was folded of it, read with the state in one step. Raises DamagedState.
         """
-        state = self._held[entity]
-        assert state is not None  # an entity without a state is never late
-        return encode(decode(state, self.layouts[entity], past))
+        return encode(decode(state, self.layouts[entity], past, _identity(row)))
 
     def features(self, row: bytes, as_of_ms: int) -> NDArray[np.float64]:
         """The feature vector of the transaction in `row` at `as_of_ms`: float64[n_columns]."""
@@ -130,8 +141,23 @@ class RequestStore:
         at = tables.VERSION // 8
         return int.from_bytes(self._rows[entity, at : at + 2].tobytes(), "little")
 
-    def _entities(self, at: int) -> list[int]:
-        bits = int(self.head[at // 8])
+    @property
+    def summarised_below_ms(self) -> int:
+        """S of the states that were taken: nothing can be answered for an instant before it."""
+        return int(self.head[tables.SUMMARISED // 8])
+
+    def _holding(
+        self, row: bytes, states: Sequence[bytes | None], past: Sequence[bytes | None]
+    ) -> int:
+        """Bits of the entities whose state is folded early, and whose bucket has the payment."""
+        bits = 0
+        for entity, bucket in enumerate(past):
+            state = states[entity]
+            if bucket and state and row[:8] in bucket:
+                bits |= bool(q.is_summarised(id(state) + BYTES_AT, len(state))) << entity
+        return bits
+
+    def _entities(self, bits: int) -> list[int]:
         return [e for e in range(len(self.program.entities)) if bits >> e & 1]
 
     def _set(self, at: int, value: int) -> None:
@@ -180,3 +206,8 @@ class RequestStore:
         self.scratch = scratch_for(self.program, ACCUMULATORS, n_records)
         self.scratch_at = address_of(self.scratch)
         self._set(q.SCANNED, n_records)
+
+
+def _identity(row: bytes) -> int:
+    """The low 64 bits of a payment's identity."""
+    return int.from_bytes(row[:8], "little")

@@ -41,6 +41,8 @@ CONDITIONS: Final = 12
 WINDOW: Final = 3
 
 _FORMAT: Final = 1
+# Of what stands before the records (features/codec.py).
+_STATE_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def _state_fingerprint(program: Program, entity: int) -> int:
     squares = bool(wants & p.WANT_SQUARES)
     tiles = [conditions, windows, squares, _facts_read(program, wants)]
     records = record_fingerprint(program, entity)
-    meaning = [_FORMAT, records, tiles if _is_grid(program, entity) else []]
+    meaning = [_STATE_FORMAT, records, tiles if _is_grid(program, entity) else []]
     return _digest(b"state-layout", meaning)
 
 

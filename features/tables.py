@@ -51,6 +51,9 @@ DEGRADED: Final = 160
 STATE_LOST: Final = 2
 STATE_DAMAGED: Final = 4
 
+# Nothing can be answered for an instant before this: later events are sums already. 0: none are.
+SUMMARISED: Final = 232
+
 ENTITY: Final = 32 * 8
 ENTITY_HEAD: Final = 24 * 8
 # Words of one entity's part of the head, in bytes.

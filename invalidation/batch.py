@@ -98,6 +98,7 @@ class Batch:
         self._n_bytes: list[int] = []
         widths = [layout.width for layout in plan.layouts]
         self._widths = np.array([*widths, 16 + 16 * len(widths)], np.int64)
+        self._are_grids = np.array([*(layout.is_grid for layout in plan.layouts), False])
 
     @property
     def body(self) -> memoryview:
@@ -147,8 +148,8 @@ class Batch:
     def compaction_candidates(self, node: int, replies: Sequence[Any]) -> list[tuple[int, bytes]]:
         """Entity number and token of the states that have doubled, by the replies of a node.
 
-        A state's length crossed a power of two times the least size for compaction. Replies that
-        are no lengths are passed over.
+        A state's length crossed a power of two times the least size for compaction, that of a grid
+        a multiple of it. Replies that are no lengths are passed over.
         """
         groups = self._groups(node)
         if not len(groups) or not replies:
@@ -158,7 +159,9 @@ class Batch:
         sent = groups[:, p.COUNT // 8] * self._widths[entities]
         unit = self._widths[entities] * self._compact_records
         # The exponent of a whole number is that of the power of two above it; -1 // unit has none.
-        crossed = np.frexp(lengths // unit)[1] > np.frexp((lengths - sent) // unit)[1]
+        before, after = (lengths - sent) // unit, lengths // unit
+        crossed = np.frexp(after)[1] > np.frexp(before)[1]
+        crossed |= self._are_grids[entities] & (after > before)
         doubled = groups[crossed & (lengths >= sent)]
         tokens = np.ascontiguousarray(doubled[:, p.LOW // 8 : p.HIGH // 8 + 1]).tobytes()
         return [

@@ -15,9 +15,10 @@ import numpy as np
 
 from freshscore.config.errors import DamagedState
 from freshscore.features import layout as rec
-from freshscore.features.codec import compacted, decode
+from freshscore.features.codec import compacted, decode, settled
 from freshscore.features.decoded_state import DecodedState
 from freshscore.features.folding import line_of
+from freshscore.features.past_events import Past
 from freshscore.features.state_layout import StateLayout
 
 EQUAL: Final = "equal"
@@ -42,11 +43,11 @@ class Compared(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What Redis holds of one state: its bytes, and those of what was folded; empty for nothing."""
+    """What Redis holds of one state: its bytes, and what they ask of what was folded."""
 
     layout: StateLayout
     blob: bytes
-    past: bytes
+    past: Past
 
 
 class FromLog(NamedTuple):
@@ -78,7 +79,7 @@ def compared(held: Stored, log: FromLog, bounds: Bounds, evaluated: Evaluated) -
     """Compare what Redis holds with what the log gives."""
     layout = held.layout
     try:
-        stored = decode(held.blob, layout, held.past) if held.blob else None
+        stored = settled(decode(held.blob, layout, held.past)) if held.blob else None
     except DamagedState:
         return Compared(DAMAGED, 0, len(log.must) // layout.width)
     log = _without_erased(log, stored, layout)
@@ -137,8 +138,9 @@ def _like(stored: DecodedState | None, records: bytes, layout: StateLayout) -> D
         nonce=0,
         forget_below_ms=stored.forgotten_below_ms,
         fold_below_ms=stored.folded_below_ms,
+        summarise_below_ms=stored.summarised_below_ms,
     )
-    return decode(made.state, layout, made.folded)
+    return decode(made.state, layout)
 
 
 def _differences(

@@ -328,7 +328,10 @@ class Consumer:
         some = [*candidates][:_COMPACTED_AT_ONCE]
         lines = self._parts.folding.lines()
         self._parts.compactor.compact(
-            some, forget_below_ms=lines.forget_below_ms, fold_below_ms=lines.fold_below_ms
+            some,
+            forget_below_ms=lines.forget_below_ms,
+            fold_below_ms=lines.fold_below_ms,
+            now_ms=lines.now_ms,
         )
         for candidate in some:
             del candidates[candidate]

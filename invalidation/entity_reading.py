@@ -51,8 +51,9 @@ class EntityView(msgspec.Struct, frozen=True):
 
     problem: "state lost" or "state damaged"; then nothing else is known of it but its bytes.
     n_bytes, n_past_bytes: of the state, and of what was folded of it. life_s: until it ends, None
-    where there is none. complete_since_ms: 0 for unknown. fold_ms: F. forgotten_below_ms: nothing
-    before it is left; is_erased: by an order. n_appended: records since the last compaction.
+    where there is none. complete_since_ms: 0 for unknown. fold_ms: F. early_ms: S, 0 for none.
+    forgotten_below_ms: nothing before it is left; is_erased: by an order. n_appended: records since
+    the last compaction.
     """
 
     entity: str
@@ -72,6 +73,7 @@ class EntityView(msgspec.Struct, frozen=True):
     complete_since_ms: int = 0
     watermark_ms: int = 0
     fold_ms: int = 0
+    early_ms: int = 0
     forgotten_below_ms: int = 0
     is_erased: bool = False
 
@@ -110,20 +112,22 @@ def read_entity(
     deployment: Deployment, entity: int, token: bytes
 ) -> tuple[EntityView, DecodedState | None]:
     """What Redis holds of an entity; the state itself where it is whole. Raises Unavailable."""
-    summary, blob, past, life_s = _replies(deployment, entity, token)
+    summary, blob, life_s = _replies(deployment, entity, token)
+    layout, reading = deployment.store.maker.layouts[entity], deployment.store.reading
     view = EntityView(
         entity=deployment.program.entities[entity].name,
         token=token.hex(),
         problem=None,
         n_bytes=len(blob or b""),
-        n_past_bytes=len(past or b""),
+        n_past_bytes=reading.past_bytes(entity, token) if layout.is_grid and blob else 0,
         life_s=None if life_s < 0 else life_s,
     )
     try:
         progress = None if summary is None else progress_of(summary)
         state = None
         if blob is not None:
-            state = decode(blob, deployment.store.maker.layouts[entity], past or b"")
+            blob, past = reading.whole(entity, token)
+            state = decode(blob, layout, past) if blob else None
     except DamagedState:
         return msgspec.structs.replace(view, problem=STATE_DAMAGED), None
     if progress is None:
@@ -132,20 +136,19 @@ def read_entity(
 
 
 def _replies(deployment: Deployment, entity: int, token: bytes) -> list[Any]:
-    """What Redis says of a node's progress, of a state, its past, and how long it lives, s.
+    """What Redis says of a node's progress, of a state, and how long it lives, s.
 
     Where slots moved meanwhile all is read again: a node's progress says nothing of a state that
     another node gave.
     """
     reading, tag, nodes = deployment.store.reading, tag_of(token), deployment.nodes
-    key, past_key = reading.state_key(entity, token), reading.past_key(entity, token)
+    key = reading.state_key(entity, token)
     for _ in range(_MOST_MOVES):
         topology = nodes.topology
         node = topology.tags[topology.node_of(tag)]
         asked = [
             (node.encode(), command(b"GET", deployment.redis_keys.progress(node))),
             (tag, command(b"GET", key)),
-            (tag, command(b"GET", past_key)),
             (tag, command(b"TTL", key)),
         ]
         replies = replies_to(nodes, asked)
@@ -228,6 +231,7 @@ def _described(view: EntityView, progress: Progress, state: DecodedState | None)
         newest_ms=max(newest, default=None),
         complete_since_ms=max(since_ms, state.forgotten_below_ms) if since_ms else 0,
         fold_ms=state.folded_below_ms,
+        early_ms=state.summarised_below_ms,
         forgotten_below_ms=state.forgotten_below_ms,
         is_erased=state.is_erased,
     )

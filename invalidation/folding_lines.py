@@ -22,10 +22,14 @@ HOLD = "hold"
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """fold_below_ms: F. forget_below_ms: nothing that a window can reach is older. 0: none."""
+    """fold_below_ms: F. forget_below_ms: nothing that a window can reach is older. 0: none.
+
+    now_ms: by the clock of Redis, up to where events may be folded early; 0: none.
+    """
 
     fold_below_ms: int
     forget_below_ms: int
+    now_ms: int
 
 
 class FoldingLines:
@@ -46,18 +50,19 @@ class FoldingLines:
     def lines(self) -> Lines:
         """Where the lines are now. Raises Unavailable, DamagedState."""
         if self._is_historical:
-            return Lines(0, 0)
+            return Lines(0, 0, 0)
         hold_key = self._keys.control(HOLD)
         asked = [(CONTROL.encode(), command(b"GET", hold_key))]
         for tag in self._nodes.tags:
             asked.append((tag.encode(), command(b"GET", self._keys.progress(tag))))
         hold, *summaries = replies_to(self._nodes, asked)
         if any(summary is None for summary in summaries):
-            return Lines(0, 0)
+            return Lines(0, 0, 0)
         passed_ms = min(progress_of(summary).watermark_ms for summary in summaries)
         # A consumer's clock may have been wrong: what is folded stays folded.
-        watermark_ms = min(passed_ms, self.now_ms())
+        now_ms = self.now_ms()
+        watermark_ms = min(passed_ms, now_ms)
         fold_ms = max(0, watermark_ms - self._late_ms)
         if hold is not None:
             fold_ms = min(fold_ms, int(hold))
-        return Lines(fold_ms, max(0, fold_ms - self._held_ms))
+        return Lines(fold_ms, max(0, fold_ms - self._held_ms), now_ms)

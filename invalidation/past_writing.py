@@ -127,7 +127,10 @@ def compact(deployment: Deployment, candidates: Sequence[Wanted]) -> None:
         deployment.settings, deployment.nodes, deployment.redis_keys, held_ms
     ).lines()
     Compactor(deployment.store).compact(
-        candidates, forget_below_ms=lines.forget_below_ms, fold_below_ms=lines.fold_below_ms
+        candidates,
+        forget_below_ms=lines.forget_below_ms,
+        fold_below_ms=lines.fold_below_ms,
+        now_ms=lines.now_ms,
     )
 
 

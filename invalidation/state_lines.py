@@ -2,7 +2,7 @@
 
 A late event below that line is taken for a repetition by every reader, so whoever brings in the
 past looks first, and once more at the end.
-Rule: reads the header alone (features/codec.py), 80 bytes of a state of any size.
+Rule: reads the header alone (features/codec.py), 88 bytes of a state of any size.
 """
 
 from __future__ import annotations

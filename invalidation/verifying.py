@@ -13,12 +13,13 @@ from typing import Final
 
 import msgspec
 
-from freshscore.config.errors import Unavailable
+from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features.decoded_state import DecodedState
+from freshscore.features.past_events import Past
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_lines import command
-from freshscore.features.redis_reading import Wanted
+from freshscore.features.redis_reading import StateReading, Wanted
 from freshscore.invalidation.assembling import decoder, message_columns
 from freshscore.invalidation.batches import Batcher
 from freshscore.invalidation.comparing_states import (
@@ -142,7 +143,7 @@ def _batches(deployment: Deployment, reader: LogReader, refused: SetAside) -> Lo
 def _findings(
     deployment: Deployment,
     wanted: Sequence[Wanted],
-    blobs: Sequence[tuple[bytes, bytes]],
+    blobs: Sequence[tuple[bytes, Past]],
     log: LogRecords,
     bounds: Bounds,
     now_ms: int,
@@ -167,8 +168,8 @@ def _findings(
 
 def _evaluated(aggregates: Aggregates, one: Wanted, now_ms: int) -> Evaluated:
     def evaluated(state: DecodedState | None) -> dict[str, float]:
-        # Below F a grid answers nothing.
-        as_of_ms = max(now_ms, 0 if state is None else state.folded_below_ms)
+        # Below its lines a grid answers nothing.
+        as_of_ms = max(now_ms, 0 if state is None else state.closed_below_ms)
         return aggregates.at(*one, state, as_of_ms)
 
     return evaluated
@@ -192,18 +193,24 @@ def _whole(reports: list[NodeReport]) -> list[NodeReport]:
     return reports
 
 
-def _read(deployment: Deployment, wanted: Sequence[Wanted]) -> list[tuple[bytes, bytes]]:
-    """Each state, and what was folded of it, as stored."""
-    reading = deployment.store.reading
-    found: list[tuple[bytes, bytes]] = []
+def _read(deployment: Deployment, wanted: Sequence[Wanted]) -> list[tuple[bytes, Past]]:
+    """Each state as stored, and what it asks of what was folded of it."""
+    reading, layouts = deployment.store.reading, deployment.store.maker.layouts
+    found: list[tuple[bytes, Past]] = []
     for first in range(0, len(wanted), _AT_ONCE):
-        asked = []
-        for entity, token in wanted[first : first + _AT_ONCE]:
-            for key in (reading.state_key(entity, token), reading.past_key(entity, token)):
-                asked.append((tag_of(token), command(b"GET", key)))
-        replies = [reply or b"" for reply in replies_to(deployment.nodes, asked)]
-        found += zip(replies[::2], replies[1::2], strict=True)
+        some = wanted[first : first + _AT_ONCE]
+        asked = [(tag_of(t), command(b"GET", reading.state_key(e, t))) for e, t in some]
+        for one, blob in zip(some, replies_to(deployment.nodes, asked), strict=True):
+            is_whole = blob is None or not layouts[one[0]].is_grid
+            found.append((blob or b"", {}) if is_whole else _read_grid(reading, *one, blob))
     return found
+
+
+def _read_grid(reading: StateReading, entity: int, token: bytes, blob: bytes) -> tuple[bytes, Past]:
+    try:
+        return reading.whole(entity, token)
+    except DamagedState:
+        return blob, {}
 
 
 def _marker(reports: Sequence[NodeReport], topic_id: str, number: int) -> int:

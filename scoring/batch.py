@@ -51,18 +51,18 @@ class RowStates(Protocol):
         """The context that scores on them."""
         ...
 
-    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
-        """The instant at which a row is scored, ms."""
-        ...
-
     def take(
-        self, rows: NDArray[np.uint64], number: int, at_ms: int, out: NDArray[np.uint8]
+        self, rows: NDArray[np.uint64], number: int, as_of_ms: int, out: NDArray[np.uint8]
     ) -> int | None:
         """Let the context have the states of row `number`, and return None.
 
-        Or, where they cannot be had, the row's status, with the answer at `at_ms` in `out` if it is
-        SERVED.
+        Or, where they cannot be had, the row's status, with the answer at `as_of_ms` (0: now) in
+        `out` if it is SERVED.
         """
+        ...
+
+    def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
+        """The instant at which the row that was taken is scored, ms."""
         ...
 
     def is_found(self, out: NDArray[np.uint8]) -> bool:
@@ -103,8 +103,8 @@ def score_table(
     for i in range(len(rows)):
         status = None
         if states is not None:
+            status = states.take(rows, i, as_of_ms, outs[i])
             at_ms = states.instant(rows[i], as_of_ms)
-            status = states.take(rows, i, at_ms, outs[i])
         if status is None:
             status = score_in(context_at, row_at, at_ms, out_at)
         if status == c.NEEDS_MODEL and states is not None and states.is_found(outs[i]):

@@ -33,7 +33,7 @@ from freshscore.features.redis_door import (
     errors_in,
 )
 from freshscore.features.redis_keys import RedisKeys, slot_of, tag_of
-from freshscore.features.request_kernels import put_commands
+from freshscore.features.request_kernels import WRITTEN_SHIFT, put_commands
 from freshscore.features.state_layout import StateLayout
 from freshscore.scoring.node_health import NodeHealth
 
@@ -42,7 +42,8 @@ _PROGRESS: Final = struct.Struct("<8s3q")
 _NO_EPOCH: Final = bytes(8)
 # How often nodes are found again for one request: slots move one after the other.
 _MOST_MOVES: Final = 3
-_WRITTEN_SHIFT: Final = 16
+_WRITTEN: Final = (1 << WRITTEN_SHIFT) - 1
+_BUCKET_BYTES: Final = 3
 _ANY_TOKEN: Final = bytes(16)
 # Watermark ms, complete since ms, degraded bits, the summaries themselves.
 _Summary = tuple[int, int, int, tuple[bytes, ...]]
@@ -55,7 +56,8 @@ class Fetched(msgspec.Struct, gc=False):
     score, newest first. watermark_ms, complete_since_ms: of all nodes that were asked together;
     UNKNOWN where a node does not know since when. degraded: bits of features/tables.py. progress:
     the summaries that were read, one for each node. missing: bits of the entities whose node did
-    not answer; of these nothing is known.
+    not answer; of these nothing is known. past: of each entity, where it is a grid, the bucket of
+    what was folded of it that can hold the request's payment, read in one step with the state.
     """
 
     states: list[bytes | None]
@@ -65,6 +67,7 @@ class Fetched(msgspec.Struct, gc=False):
     degraded: int
     progress: tuple[bytes, ...]
     missing: int = 0
+    past: Sequence[bytes | None] = ()
 
 
 class _Template:
@@ -74,6 +77,11 @@ class _Template:
         self.entity = entity
         self.text = command(*parts)
         self.tag_at = self.text.index(b"{") + 1
+        # Of a grid: the key of a bucket too, whose name is the end of the command.
+        again_at = self.text.rindex(b"{") + 1
+        is_twice = again_at != self.tag_at
+        self.again_at = again_at if is_twice else 0
+        self.bucket_at = len(self.text) - len(b"\r\n") - _BUCKET_BYTES if is_twice else 0
 
 
 class Exchanges:
@@ -96,16 +104,17 @@ class Exchanges:
         self._health = health
         self._keys = keys
         self._layouts = layouts
-        self._templates = [
-            _Template(e, b"GET", keys.state(_ANY_TOKEN, layout.fingerprint))
-            for e, layout in enumerate(layouts)
-        ]
+        self._templates = [_asking(keys, e, layout) for e, layout in enumerate(layouts)]
+        self._grids = [e for e, layout in enumerate(layouts) if layout.is_grid]
         if scores is not None:
             key = keys.scores(_ANY_TOKEN, scores[0])
             self._templates.append(_Template(0, b"LRANGE", key, b"0", b"%d" % (scores[1] - 1)))
         self._described = np.array(
             [
-                (id(one.text) + BYTES_AT, len(one.text), one.tag_at, one.entity)
+                (
+                    *(id(one.text) + BYTES_AT, len(one.text), one.tag_at, one.entity),
+                    *(one.again_at, one.bucket_at),
+                )
                 for one in self._templates
             ],
             np.int64,
@@ -131,9 +140,9 @@ class Exchanges:
         if plan.n > 1 or lines is None or not plan.topology is desk.topology is self.nodes.topology:
             return self.fetch_all(desk, (row,), limit_s)[0]
         found = self._put(id(row) + BYTES_AT, self._described_at, self._n, desk.address, 0)
-        mask = found & 0xFFFF
+        mask = found & _WRITTEN
         desk.prefix(plan.asks[0])
-        request = desk.written(found >> _WRITTEN_SHIFT)
+        request = desk.written(found >> WRITTEN_SHIFT)
         try:
             replies = lines.exchange((request,), (1 + mask.bit_count(),), limit_s, self._awake)[0]
         except Unavailable:
@@ -157,16 +166,24 @@ class Exchanges:
                 self.nodes.refresh()
         raise Unavailable("the nodes of Redis keep moving")
 
-    def past(self, desk: Desk, entity: int, token: bytes, limit_s: float) -> bytes:
-        """What was folded of an entity's state. Raises Unavailable."""
-        key = self._keys.past(token, self._layouts[entity].fingerprint)
+    def past(
+        self, desk: Desk, entity: int, token: bytes, buckets: Sequence[int], limit_s: float
+    ) -> tuple[bytes | None, list[bytes]]:
+        """An entity's state and these buckets of what was folded of it, read in one step.
+
+        Raises Unavailable.
+        """
+        fingerprint = self._layouts[entity].fingerprint
+        names = [self._keys.past(token, fingerprint, bucket) for bucket in buckets]
+        asked = command(b"MGET", self._keys.state(token, fingerprint), *names)
         plan = self._planned()
         node = plan.node_of_slot[slot_of(tag_of(token))]
-        request = [command(b"GET", key) if n == node else None for n in range(plan.n)]
+        request = [asked if n == node else None for n in range(plan.n)]
         try:
             lines = desk.lines_of(self.nodes, plan.topology, limit_s)
             replies = lines.exchange(request, [int(n == node) for n in range(plan.n)], limit_s)
-            return _bytes_of(replies[node][0]) or b""
+            state, *held = _several_of(replies[node][0], 1 + len(buckets))
+            return state, [one or b"" for one in held]
         except _Moved:
             raise Unavailable("the nodes of Redis are moving") from None
 
@@ -192,10 +209,16 @@ class Exchanges:
                     states[number] = next(following)
                 elif written >> number & 1:
                     scores = _list_of(next(following))
+        past: list[bytes | None] = []
+        if self._grids:
+            past = [None] * len(states)
+            for e in self._grids:
+                if states[e] is not None:
+                    states[e], past[e] = _several_of(states[e], 2)
         for state in states:
             if state.__class__ is not bytes and state is not None:
                 _bytes_of(state)
-        return Fetched(states, scores, *summary)
+        return Fetched(states, scores, *summary, past=past)
 
     def _from_many(
         self,
@@ -286,6 +309,15 @@ class Exchanges:
         if problem is not None and not any(replies):
             raise problem
         return replies
+
+
+def _asking(keys: RedisKeys, entity: int, layout: StateLayout) -> _Template:
+    """The command for the state of one entity."""
+    key = keys.state(_ANY_TOKEN, layout.fingerprint)
+    if not layout.is_grid:
+        return _Template(entity, b"GET", key)
+    # In one step: what was folded between two could be taken out of a state that has it not.
+    return _Template(entity, b"MGET", key, keys.past(_ANY_TOKEN, layout.fingerprint, 0))
 
 
 class Desk:
@@ -391,6 +423,14 @@ def _bytes_of(reply: Reply) -> bytes | None:
             raise error_of(reply)
         raise Unavailable(f"Redis answered {reply.word} where a state was asked for")
     raise Unavailable(f"Redis answered with {type(reply).__name__} where a state was asked for")
+
+
+def _several_of(reply: Reply, n: int) -> list[bytes | None]:
+    """The `n` values of one command; raises what `_bytes_of` raises."""
+    if not isinstance(reply, list) or len(reply) != n:
+        _bytes_of(reply)
+        raise Unavailable("Redis answered something else than so many values")
+    return [_bytes_of(one) for one in reply]
 
 
 def _list_of(reply: Reply) -> list[bytes]:

@@ -76,16 +76,26 @@ class KnownAnswers:
             return dict(self._counts)
 
     def answer(
-        self, serving: Serving, row: bytes, at_ms: int, seat: Seat, fetched: Fetched | None
+        self,
+        serving: Serving,
+        row: bytes,
+        at_ms: int,
+        seat: Seat,
+        fetched: Fetched | None,
+        *,
+        is_now: bool,
     ) -> KnownAnswer | None:
         """The answer to the payment in `row`; None where nothing is known and nothing is set.
 
-        seat: given to this request; with the ticket of its exchange, if `fetched` is from one. A
-        model that is called is called here, whoever else may be computing the same score.
+        is_now: nobody has asked for the instant `at_ms`. seat: given to this request; with the
+        ticket of its exchange, if `fetched` is from one. A model that is called is called here,
+        whoever else may be computing the same score.
         """
         if at_ms < int.from_bytes(row[r.TIME : r.TIME + 8], "little"):
             return KnownAnswer(c.AS_OF_BEFORE_PAYMENT, b"")
-        found = self._known(serving, row, at_ms, seat, fetched) or self._decided(serving, at_ms)
+        found = self._known(serving, row, at_ms, seat, fetched, is_now)
+        if found is None:
+            found = self._decided(serving, at_ms)
         if found is not None and found.status >= 0:
             self._count(degraded_causes(found.out[c.OUT_DEGRADED]))
         return found
@@ -100,7 +110,13 @@ class KnownAnswers:
                 self._counts[cause] = self._counts.get(cause, 0) + 1
 
     def _known(
-        self, serving: Serving, row: bytes, at_ms: int, seat: Seat, fetched: Fetched | None
+        self,
+        serving: Serving,
+        row: bytes,
+        at_ms: int,
+        seat: Seat,
+        fetched: Fetched | None,
+        is_now: bool,
     ) -> KnownAnswer | None:
         if not self._settings.use_known:
             return None
@@ -113,7 +129,7 @@ class KnownAnswers:
             remembered = self._remembered(serving, row, at_ms, seat)
             if remembered is not None:
                 return remembered
-        return self._scored(serving, row, at_ms, seat, held, asked, age_ms)
+        return self._scored(serving, row, at_ms, seat, held, asked, age_ms, is_now)
 
     def _with_near(self, seat: Seat, row: bytes, held: Fetched) -> tuple[Fetched, int]:
         """What is held, with near states for what is missing of it, and how old these are."""
@@ -140,6 +156,7 @@ class KnownAnswers:
         held: Fetched,
         asked: int,
         age_ms: int,
+        is_now: bool,
     ) -> KnownAnswer | None:
         """The score on the states that there are, with what is pending; None if there is none."""
         missing = held.missing
@@ -148,8 +165,12 @@ class KnownAnswers:
             known = [None if missing >> e & 1 else one for e, one in enumerate(held.states)]
             states, pending = self._states.united(seat, used, known)
             degraded = held.degraded | (c.STATE_UNREACHABLE if missing else 0)
-            if seat.store.take(used, states, held.watermark_ms, held.complete_since_ms, degraded):
-                status, out = self._kernel_score(serving, used, at_ms, seat)
+            past = [None if missing >> e & 1 else one for e, one in enumerate(held.past)]
+            if seat.store.take(
+                used, states, held.watermark_ms, held.complete_since_ms, degraded, past
+            ):
+                instant = max(at_ms, seat.store.summarised_below_ms) if is_now else at_ms
+                status, out = self._kernel_score(serving, used, instant, seat)
                 told = _with_words(out, age_ms, missing) if status >= 0 else out
                 return KnownAnswer(status, told, pending, held.progress)
             # Damaged, or in need of what was folded of it, which is in Redis.
@@ -207,6 +228,7 @@ def _joined(held: Fetched, found: Fetched, wanted: int) -> Fetched:
         held.degraded | c.NOT_CURRENT,
         held.progress or found.progress,
         held.missing & ~wanted,
+        held.past,
     )
 
 

@@ -33,12 +33,16 @@ _SPARE_WAIT_S: Final = 0.01
 
 
 class Request(NamedTuple):
-    """ends_s: when it is over, on the monotonic clock; None where it has no deadline."""
+    """ends_s: when it is over, on the monotonic clock; None where it has no deadline.
+
+    is_now: nobody has asked for the instant `at_ms`.
+    """
 
     transaction: Transaction
     row: bytes
     at_ms: int
     ends_s: float | None = None
+    is_now: bool = False
 
 
 # What the kernel could not do: status, request, what it wrote, ms that are left, its context.
@@ -90,8 +94,12 @@ class RequestAnswers:
         """
         if fetched.missing:
             return self._in_part(seat, serving, request, fetched)
-        transaction, row, at_ms, ends_s = request
+        transaction, row, at_ms, ends_s, is_now = request
         pending = self._states.take(seat, row, fetched, ends_s, is_one=is_one)
+        if is_now and at_ms < seat.store.summarised_below_ms:
+            # What others call now may be ahead of this clock.
+            at_ms = seat.store.summarised_below_ms
+            request = request._replace(at_ms=at_ms)
         is_cache_off = self._right.is_cache_off()
         seat.set_out(is_cache_off)
         out = bytes(serving.out_bytes)
@@ -128,7 +136,9 @@ class RequestAnswers:
         seat = self._spare.take(_SPARE_WAIT_S)
         try:
             self._states.draw(seat)
-            answer = self._known.answer(serving, request.row, request.at_ms, seat, None)
+            answer = self._known.answer(
+                serving, request.row, request.at_ms, seat, None, is_now=request.is_now
+            )
         finally:
             self._spare.give_back(seat)
         if answer is None:
@@ -139,7 +149,9 @@ class RequestAnswers:
     def _in_part(self, seat: Seat, serving: Serving, request: Request, fetched: Fetched) -> Result:
         """The answer where some nodes answered and others did not."""
         self._states.check_key(seat, fetched, request.ends_s)
-        answer = self._known.answer(serving, request.row, request.at_ms, seat, fetched)
+        answer = self._known.answer(
+            serving, request.row, request.at_ms, seat, fetched, is_now=request.is_now
+        )
         if answer is None:
             raise Unavailable(PARTLY)
         return self._told(serving, request, answer)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from freshscore.config.clock import Clock
 from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features import tables as t
+from freshscore.features.past_events import Past, bucket_of_identity
 from freshscore.scoring.exchange_limit import TIMED
 from freshscore.scoring.exchanges import Desk, Exchanges, Fetched, tokens_of
 
@@ -33,6 +34,8 @@ PARTLY: Final = "a node of Redis with a state of this payment does not answer"
 # which tick every 4 ms.
 _FOR_EXCHANGE: Final = 0.8
 _STEPS: Final = 1_024
+# How often what was folded is asked for while a state goes on asking for more of it.
+_MOST_LOOKS: Final = 4
 
 
 class RequestStates:
@@ -180,9 +183,14 @@ class RequestStates:
                 near.admit(seat, row, fetched, adds=is_one)
         states, pending = self.united(seat, row, fetched.states)
         if not seat.store.take(
-            row, states, fetched.watermark_ms, fetched.complete_since_ms, fetched.degraded
+            row,
+            states,
+            fetched.watermark_ms,
+            fetched.complete_since_ms,
+            fetched.degraded,
+            fetched.past,
         ):
-            self._mend(seat, row, states, fetched, ends_s)
+            pending = self._mend(seat, row, fetched, pending, ends_s)
         self.watermark_ms = fetched.watermark_ms
         return pending
 
@@ -200,31 +208,61 @@ class RequestStates:
         self,
         seat: Seat,
         row: bytes,
-        states: list[bytes | None],
         fetched: Fetched,
+        pending: tuple[bytes, ...],
         ends_s: float | None,
-    ) -> None:
-        """Count late facts of folded events, with what was folded; count damaged states."""
+    ) -> tuple[bytes, ...]:
+        """Count late facts, and the payment itself, with what was folded; count damaged states.
+
+        Identities of what is pending then.
+        """
         store = seat.store
         late, damaged = store.late, store.damaged
         degraded = fetched.degraded
-        tokens = tokens_of(row, len(states))
-        for entity in late:
-            past = self._exchanges.past(
-                seat.desk, entity, tokens[entity], self.left_s(seat.desk, ends_s)
-            )
-            if past:
+        if late:
+            read = list(fetched.states)
+            past = {e: self._read_whole(seat, row, e, read, fetched, ends_s) for e in late}
+            states, pending = self.united(seat, row, read)
+            for entity, found in past.items():
+                state = states[entity]
                 try:
-                    states[entity] = store.with_past(entity, past)
+                    states[entity] = state and store.with_past(row, entity, state, found)
                 except DamagedState:
                     degraded |= t.STATE_DAMAGED
-        if late:
             store.take(row, states, fetched.watermark_ms, fetched.complete_since_ms, degraded)
             self._count("mended", len(late))
         if damaged:
             self._count("damaged", len(damaged))
             if self.near is not None:
                 self.near.states.drop(row)
+        return pending
+
+    def _read_whole(
+        self,
+        seat: Seat,
+        row: bytes,
+        entity: int,
+        read: list[bytes | None],
+        fetched: Fetched,
+        ends_s: float | None,
+    ) -> Past:
+        """What was folded of an entity, as far as its state asks; `read` has that state then."""
+        own = fetched.past[entity] if fetched.past else None
+        past = {} if own is None else {bucket_of_identity(int.from_bytes(row[:8], "little")): own}
+        token = tokens_of(row, len(read))[entity]
+        for _ in range(_MOST_LOOKS):
+            state = self.united(seat, row, read)[0][entity]
+            try:
+                buckets = seat.store.buckets(row, entity, state) if state else frozenset()
+            except DamagedState:
+                return past
+            if buckets <= past.keys():
+                return past
+            asked = sorted(buckets | past.keys())
+            left_s = self.left_s(seat.desk, ends_s)
+            read[entity], held = self._exchanges.past(seat.desk, entity, token, asked, left_s)
+            past = dict(zip(asked, held, strict=True))
+        raise Unavailable("a state changes faster than what was folded of it is read")
 
     def _count(self, what: str, n: int) -> None:
         with self._counting:

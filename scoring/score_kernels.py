@@ -365,6 +365,8 @@ def _refusal(store: int, code: int, time: int, as_of: int) -> int:
     held_from = i64(store + t.NEWEST) - i64(store + t.HORIZON)
     if as_of < time:
         return c.AS_OF_BEFORE_PAYMENT
+    if as_of < i64(store + t.SUMMARISED):
+        return c.AS_OF_TOO_OLD
     if as_of < held_from or (i64(code + 8 * p.N_LASTS) > 0 and time < held_from):
         return c.AS_OF_TOO_OLD
     return c.SERVED

@@ -62,11 +62,16 @@ class TableStates:
         self.problem: Unavailable | None = None
 
     def instant(self, row: NDArray[np.uint64], as_of_ms: int) -> int:
-        """When a row is scored: at `as_of_ms`, or now, and never before its own time."""
-        return as_of_ms or max(self._now_ms, int(row[TIME // 8]))
+        """When the row that was taken is scored: at `as_of_ms`, or now.
+
+        That is never before its own time, or before what its states have folded.
+        """
+        return as_of_ms or max(
+            self._now_ms, int(row[TIME // 8]), self._seat.store.summarised_below_ms
+        )
 
     def take(
-        self, rows: NDArray[np.uint64], number: int, at_ms: int, out: NDArray[np.uint8]
+        self, rows: NDArray[np.uint64], number: int, as_of_ms: int, out: NDArray[np.uint8]
     ) -> int | None:
         """Put the states of row `number` into the seat; else the row's status, and its answer."""
         # Kept, for the seat points into it.
@@ -83,7 +88,11 @@ class TableStates:
             problem = Unavailable(PARTLY)
         except Unavailable as caught:
             problem, fetched = caught, None
-        answer = self._known.answer(self._serving, self._row, at_ms, self._seat, fetched)
+        at_ms = as_of_ms or max(self._now_ms, int(rows[number][TIME // 8]))
+        is_now = as_of_ms == 0
+        answer = self._known.answer(
+            self._serving, self._row, at_ms, self._seat, fetched, is_now=is_now
+        )
         if answer is None:
             self._known.note_unanswered()
             self.problem = problem

@@ -197,7 +197,7 @@ class SharedScorer(Scorer):
         row = serving.packer.row(transaction)
         at_ms = self._instant(transaction, as_of)
         ends_s = None if deadline_ms is None else started_s + deadline_ms / 1000.0
-        request = Request(transaction, row, at_ms, ends_s)
+        request = Request(transaction, row, at_ms, ends_s, is_now=as_of is None)
         try:
             seat = self._seats.take(self._states.wait_s(ends_s))
             try:
@@ -387,7 +387,7 @@ class SharedScorer(Scorer):
         context_at: int,
     ) -> bytes:
         """Do what the kernel could not."""
-        transaction, row, at_ms, _ = request
+        transaction, row, at_ms = request[:3]
         return self._go_on(serving, status, transaction, row, out, at_ms, left_ms, context_at)
 
     def _listed(self, serving: Serving, rows: Sequence[Any], at_ms: int) -> list[Result]:
@@ -405,7 +405,8 @@ class SharedScorer(Scorer):
                 transaction = Transaction.of(row)
                 instant = self._instant(transaction, at_ms)
                 packed = serving.packer.row(transaction)
-                good.append((number, Request(transaction, packed, instant)))
+                request = Request(transaction, packed, instant, is_now=at_ms is None)
+                good.append((number, request))
             except BadTransaction as wrong:
                 results[number] = set_aside(serving, row, wrong)
         fetched: Sequence[Fetched | None] = [None] * len(good)
@@ -468,15 +469,17 @@ class SharedScorer(Scorer):
         try:
             fetched, _ = self._states.fetch(seat, row, None)
             self._states.take(seat, row, fetched, is_one=True)
-            return seat.store.features(row, as_of_ms)
+            at_ms = max(as_of_ms, seat.store.summarised_below_ms)
+            return seat.store.features(row, at_ms)
         finally:
             self._seats.give_back(seat)
 
     def _too_old(self, transaction: Transaction, as_of: datetime | int | None) -> str:
         return (
             f"the payment's time is {transaction.time}, as_of is {as_of}; a state that it needs was"
-            " folded or has forgotten what is older (store.horizon_s behind the log); history"
-            " answers older questions: freshscore features compute"
+            " folded or has forgotten what is older (store.horizon_s behind the log; of a grid with"
+            " many events all but the last redis.grid_records); history answers older questions:"
+            " freshscore features compute"
         )
 
     def _close_state(self) -> None:

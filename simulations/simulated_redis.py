@@ -71,8 +71,8 @@ class SimulatedNode:
         self._commands: dict[bytes, Callable[..., Any]] = {
             name.encode(): getattr(self, f"_{name.lower()}")
             for name in (
-                "GET SET APPEND STRLEN EXPIRE DEL UNLINK HGET HMGET HGETALL HSET HSETNX HEXISTS"
-                " HDEL SADD SMEMBERS SREM LPUSH LTRIM LRANGE XADD XRANGE XREAD TIME EVAL"
+                "GET MGET SET APPEND STRLEN EXPIRE DEL UNLINK HGET HMGET HGETALL HSET HSETNX"
+                " HEXISTS HDEL SADD SMEMBERS SREM LPUSH LTRIM LRANGE XADD XRANGE XREAD TIME EVAL"
                 " EVALSHA"
             ).split()
         }
@@ -258,6 +258,9 @@ class SimulatedNode:
         parts.append((so_far, self._clock.monotonic_s()))
         self._doing.append(parts.pop)
         return len(self._values[key])
+
+    def _mget(self, *keys: bytes) -> list[bytes | None]:
+        return [self._get(key) for key in keys]
 
     def _strlen(self, key: bytes) -> int:
         return len(self._at(key) or b"")

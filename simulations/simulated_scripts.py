@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from freshscore.features.redis_scripts import BEGIN, PROGRESS, SWAP
+from freshscore.features.redis_scripts import BEGIN, KEEP, PROGRESS, SWAP
 from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.invalidation.node_markers import _GIVE_UP, _NOTE
 
@@ -22,8 +22,6 @@ _NOTED: Final = re.compile(rb"([br]):([^:]+):\d+\Z")
 _EMPTY: Final = b"empty"
 _CUT: Final = b"cut"
 _THREE: Final = struct.Struct("<3q")
-# What SWAP answers where what was folded cannot be kept.
-_FULL: Final = -1
 
 
 class Call(Protocol):
@@ -40,6 +38,7 @@ def known_scripts() -> dict[bytes, Script]:
     texts = {
         PROGRESS.text: _progress,
         BEGIN.text: _begin,
+        KEEP.text: _keep,
         SWAP.text: _swap,
         _NOTE: _note,
         _GIVE_UP: _give_up,
@@ -98,18 +97,23 @@ def _summarise(call: Call, keys: Sequence[bytes], partitions: bytes, topics: byt
     call(b"SET", keys[1], head + b"".join(parts))
 
 
+def _keep(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
+    for key, records in zip(keys, given[2:], strict=True):
+        if call(b"STRLEN", key) + len(records) > int(given[1]):
+            return 0
+    lengths = []
+    for key, records in zip(keys, given[2:], strict=True):
+        lengths.append(call(b"APPEND", key, records))
+        call(b"EXPIRE", key, given[0])
+    return lengths
+
+
 def _swap(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
     held, length = call(b"GET", keys[0]), int(given[0])
     if held is None or len(held) < length or digest_of(held[:length]) != given[1]:
         return 0
-    n_folded = 0
-    if given[3]:
-        if call(b"STRLEN", keys[1]) + len(given[3]) > int(given[5]):
-            return _FULL
-        n_folded = call(b"APPEND", keys[1], given[3])
-        call(b"EXPIRE", keys[1], given[4])
-    call(b"SET", keys[0], given[2] + held[length:], b"EX", given[4])
-    return [1, n_folded]
+    call(b"SET", keys[0], given[2] + held[length:], b"EX", given[3])
+    return 1
 
 
 def _note(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:

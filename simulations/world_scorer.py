@@ -177,7 +177,8 @@ class ScorerProcess(Process):
 
         def read(node: SimulatedNode, commands: Sequence[Sequence[bytes]]) -> None:
             # Rows of one exchange ask for the same states.
-            for key in dict.fromkeys(parts[1] for parts in commands if parts[0] == b"GET"):
+            asked = (parts[1] for parts in commands if parts[0] in (b"GET", b"MGET"))
+            for key in dict.fromkeys(asked):
                 held = node.held(key)
                 if key in truth.states:
                     reading.states[key] = snapshot = truth.snapshot(node, key)

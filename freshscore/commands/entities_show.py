@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         now_ms = deployment.clock.now_ms()
         aggregates: dict[str, float] = {}
         if view.problem is None and state is not None:
-            aggregates = Aggregates(deployment.program).at(number, token, state, now_ms)
+            # Below its lines a grid answers nothing.
+            at_ms = max(now_ms, state.closed_below_ms)
+            aggregates = Aggregates(deployment.program).at(number, token, state, at_ms)
     records = [] if state is None else newest_records(state, max(0, arguments.records))
     print_table(["state", "value"], [*_rows(view)])
     if aggregates:
@@ -81,6 +83,7 @@ def _rows(view: EntityView) -> Iterator[tuple[str, object]]:
     yield "complete since", _instant(view.complete_since_ms or None)
     yield "log applied up to", _instant(view.watermark_ms or None)
     yield "folded below", _instant(view.fold_ms or None)
+    yield "folded early below", _instant(view.early_ms or None)
     yield (
         "erased below" if view.is_erased else "forgotten below",
         _instant(view.forgotten_below_ms or None),

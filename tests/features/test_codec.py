@@ -13,9 +13,18 @@ from hypothesis import strategies as st
 
 from freshscore.config.errors import AsOfTooOld, DamagedState
 from freshscore.features import codec
+from freshscore.features import row as r
 from freshscore.features.checksums import MULTIPLIER
-from freshscore.features.codec import compacted, decode, encode, stored
+from freshscore.features.codec import (
+    buckets_of_facts,
+    buckets_of_state,
+    compacted,
+    decode,
+    encode,
+    stored,
+)
 from freshscore.features.decoded_state import DecodedState, Stretch
+from freshscore.features.past_events import BUCKETS, bucket_of_identity, by_bucket
 from freshscore.features.program import N_WINDOWS, compiled
 from freshscore.features.reading_decoded import DecodedReader
 from freshscore.features.reading_states import changes_of
@@ -172,66 +181,161 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 class Log:
-    """A folded log of one grid entity beside a store that folds nothing.
+    """A folded log of one grid entity beside two stores that fold nothing.
 
-    Its operations are those of a back end: append, compact with a line that moves on, and keep
-    what was folded, of which an interrupted compaction may leave more than it folded.
+    Its operations are those of a back end: append, compact with lines that move on, and keep what
+    was folded, of which an interrupted compaction may leave more than it folded. `store` holds all
+    that was appended; `read`, which readers must agree with, has a late event of what is folded
+    early from the next compaction on.
     """
 
     def __init__(self, ground: Ground, entity: int) -> None:
         self.ground = ground
         self.entity = entity
         self.layout = ground.layouts[entity]
-        self.store = ground.store()
+        self.store, self.read = ground.store(), ground.store()
+        self.waiting: list[Thing] = []
         self.blob = b""
         self.unfolded = b""
-        self.past = b""
+        self.past: dict[int, bytes] = {}
         self.fold_ms = 0
         self.forget_ms = 0
+        self.early_ms = 0
 
     def append(self, what: Thing) -> None:
-        """Apply an event or fact to both."""
+        """Apply an event or fact to all."""
         self.ground.apply(self.store, what)
+        if isinstance(what, Payment) and what.time_ms < self.early_ms:
+            self.waiting.append(what)
+        else:
+            self.ground.apply(self.read, what)
         record = stored(self.ground.record(what, self.entity), self.layout)
         self.blob += record
         self.unfolded += record
 
-    def compact(self, fold_ms: int, forget_ms: int = 0, interrupted: bool = False) -> None:
+    def compact(
+        self, fold_ms: int, forget_ms: int = 0, *, early_ms: int = 0, interrupted: bool = False
+    ) -> None:
         """Compact and fold; interrupted: what was folded is kept, the state is not swapped in."""
-        self.fold_ms = max(self.fold_ms, fold_ms)
-        self.forget_ms = max(self.forget_ms, forget_ms)
+        state = decode(self.blob, self.layout)
         done = compacted(
             self.blob,
             self.layout,
             nonce=7,
             fold_below_ms=fold_ms,
             forget_below_ms=forget_ms,
-            past=self.past,
+            summarise_below_ms=early_ms,
+            past=self.buckets(buckets_of_state(state)),
         )
-        self.past += done.folded
-        if not interrupted:
-            self.blob = done.state
+        for bucket, records in by_bucket(done.folded, self.layout).items():
+            self.past[bucket] = self.past.get(bucket, b"") + records
+        if interrupted:
+            return
+        self.fold_ms = max(self.fold_ms, fold_ms)
+        self.forget_ms = max(self.forget_ms, forget_ms)
+        self.early_ms = max(self.early_ms, early_ms)
+        self.blob = done.state
+        self._answer([*range(BUCKETS)])
+
+    def _answer(self, buckets: list[int]) -> None:
+        """Count those late events whose buckets were asked: facts of theirs ask too."""
+        for one in [*self.waiting]:
+            if bucket_of_identity(int(self.ground.record(one, self.entity)[0, 0])) in buckets:
+                self.ground.apply(self.read, one)
+                self.waiting.remove(one)
+
+    def forget_past(self) -> None:
+        """Drop of the buckets what nobody can ask for any more, as their own compaction does."""
+        line_ms = self.forget_ms if self.layout.reads_facts else self.fold_ms
+        for bucket, kept in self.past.items():
+            self.past[bucket] = compacted(kept, self.layout, nonce=3, forget_below_ms=line_ms).state
+
+    def buckets(self, numbers: frozenset[int]) -> dict[int, bytes]:
+        """Some of what was folded, also where there is nothing in them."""
+        return {number: self.past.get(number, b"") for number in numbers}
 
     def check(self, request: Payment, as_of_ms: int) -> DecodedState:
-        """Features and version are those of the store; the state that they came from."""
-        state = decode(self.blob, self.layout, self.past)
+        """Features and versions are those of the stores; the state that they came from."""
         row = self.ground.row(request)
-        got, change_ms = self._read(state, row, as_of_ms)
-        expected = self.store.features(row, as_of_ms)
+        own = int.from_bytes(row[:8], "little")
+        plain = decode(self.blob, self.layout)
+        asked = frozenset({bucket_of_identity(own)})
+        whole = self.buckets(buckets_of_state(plain) | asked)
+        self._agree(decode(self.blob, self.layout, whole, own), self.store, row, as_of_ms)
+        # What a score reads: the payment's bucket counts only where it has it.
+        if row[:8] not in whole[bucket_of_identity(own)]:
+            asked = frozenset()
+        some = self.buckets(buckets_of_facts(plain) | asked)
+        self._answer([*some])
+        state = decode(self.blob, self.layout, some, own)
+        self._agree(state, self.read, row, as_of_ms)
+        # Never later; earlier only where a tile is left with nothing in it.
+        if not self.waiting:
+            _, change_ms = self._read(state, row, as_of_ms)
+            _, unfolded_ms = self._read(decode(self.unfolded, self.layout), row, as_of_ms)
+            assert change_ms <= unfolded_ms
+        return state
+
+    def _agree(self, state: DecodedState, store: MemoryStore, row: bytes, as_of_ms: int) -> None:
+        got, _ = self._read(state, row, as_of_ms)
+        expected = store.features(row, as_of_ms)
         for number, column in enumerate(self.ground.program.specification.columns):
             if column.aggregate is not None and column.name.startswith(self.layout.name):
                 assert same_bits(got[number], expected[number]), column.name
-        # Never later; earlier only where a tile is left with nothing in it.
-        _, unfolded_ms = self._read(decode(self.unfolded, self.layout), row, as_of_ms)
-        assert change_ms <= unfolded_ms
-        _, version = held(self.store, self.entity, self.ground.token(request, self.entity))
-        assert state.version == version
-        return state
+        at = r.TOKENS + 16 * self.entity
+        assert state.version == held(store, self.entity, row[at : at + 16])[1]
 
     def _read(self, state: DecodedState, row: bytes, as_of_ms: int) -> tuple[np.ndarray, int]:
         states: list[DecodedState | None] = [None, None, None]
         states[self.entity] = state
         return DecodedReader(self.ground.program).features(states, row, as_of_ms)
+
+
+@given(data=st.data(), entity=st.sampled_from((MERCHANT, TERMINAL)))
+@settings(max_examples=60)
+def test_folding_early_at_any_time_changes_no_value(
+    ground: Ground, data: st.DataObject, entity: int
+) -> None:
+    """Late and repeated events, facts, the request's own payment, a crash between two steps."""
+    log = Log(ground, entity)
+    events: list[Payment] = []
+    now_ms = NOON_MS
+    for number in range(data.draw(st.integers(5, 45))):
+        now_ms += data.draw(st.sampled_from((0, 1, 999, 1_000, 3_500, 9_000)))
+        kind = data.draw(st.sampled_from("eeeelrrffcccip"))
+        if kind in "el" or not events:
+            late_ms = data.draw(st.integers(0, 8)) * (5_000 if kind == "l" else 300)
+            time_ms = max(log.fold_ms, now_ms - late_ms)
+            amount = data.draw(st.integers(0, 2**40))
+            event = Payment(
+                number,
+                time_ms,
+                amount,
+                refund=data.draw(st.booleans()),
+                web=data.draw(st.booleans()),
+                declined=data.draw(st.booleans()),
+            )
+            events.append(event)
+            log.append(event)
+        elif kind == "r":
+            log.append(data.draw(st.sampled_from(events)))
+        elif kind == "f":
+            event = data.draw(st.sampled_from(events))
+            known_ms = event.time_ms + data.draw(st.integers(0, 40)) * 1_000
+            fact = data.draw(st.integers(0, 1))
+            log.append(Fact(event, fact, data.draw(st.booleans()), known_ms))
+        elif kind == "p":
+            log.forget_past()
+        else:
+            early_ms = now_ms - data.draw(st.sampled_from((-1, 0, 1, 700, 2_000, 9_000)))
+            fold_ms = now_ms - data.draw(st.sampled_from((9_000, 20_000, 10**6)))
+            log.compact(fold_ms, early_ms=early_ms, interrupted=kind == "i")
+        own_ms = max(log.fold_ms, now_ms - data.draw(st.sampled_from((0, 0, 1_000, 5_000))))
+        own = Payment(1_000, own_ms, 55, web=True)
+        if data.draw(st.booleans()):
+            own = next((e for e in reversed(events) if e.time_ms >= log.fold_ms), own)
+        later_ms = data.draw(st.sampled_from((0, 0, 1, 300, 1_000, 4_000, 15_000, 70_000)))
+        log.check(own, max(own.time_ms, log.early_ms) + later_ms)
 
 
 @given(data=st.data(), entity=st.sampled_from((MERCHANT, TERMINAL)))
@@ -276,7 +380,7 @@ def test_folding_at_any_time_changes_no_value(
         log.check(own, own.time_ms + later_ms)
 
 
-def test_an_event_whose_step_has_not_ended_stays_a_record(ground: Ground) -> None:
+def test_an_event_whose_step_has_not_ended_is_in_the_tile_of_its_line(ground: Ground) -> None:
     log = Log(ground, TERMINAL)
     for number, time_ms in enumerate((0, 900, 1_000, 1_001, 1_500)):
         log.append(Payment(number, NOON_MS + time_ms))
@@ -284,12 +388,13 @@ def test_an_event_whose_step_has_not_ended_stays_a_record(ground: Ground) -> Non
     log.compact(NOON_MS + 1_600)
     for as_of_ms in (1_600, 1_999, 2_000, 10_900, 11_000, 11_001, 12_500):
         state = log.check(Payment(9, NOON_MS + 1_600), NOON_MS + as_of_ms)
-        assert (state.tiles.n, state.records.n) == (2, 2)
-    # A line is not below itself: another event of its instant may still come.
+        assert (state.tiles.n, state.records.n) == (3, 0)
+        assert state.tiles.words[-1, 0] == NOON_MS + 2_000
+    # What comes of that step later joins it.
+    log.append(Payment(5, NOON_MS + 1_700))
     log.compact(NOON_MS + 2_000)
-    assert decode(log.blob, log.layout).records.n == 2
-    log.compact(NOON_MS + 2_001)
-    assert decode(log.blob, log.layout).records.n == 0
+    state = log.check(Payment(9, NOON_MS + 2_000), NOON_MS + 2_000)
+    assert (state.tiles.n, state.records.n) == (3, 0)
 
 
 def test_a_fact_of_a_folded_event_is_reported_and_counts_with_what_was_folded(
@@ -386,7 +491,7 @@ def test_what_no_tile_holds_cannot_be_taken_out(ground: Ground) -> None:
     log.append(Payment(1, NOON_MS))
     log.append(Fact(Payment(9, NOON_MS - 60_000), 0, True, NOON_MS))
     log.compact(NOON_MS + 9_000)
-    past = appended(ground, [Payment(9, NOON_MS - 60_000)], MERCHANT)
+    past = by_bucket(appended(ground, [Payment(9, NOON_MS - 60_000)], MERCHANT), log.layout)
     with pytest.raises(DamagedState, match="not in its tiles"):
         decode(log.blob, log.layout, past)
 
@@ -397,7 +502,7 @@ def damaged_state(ground: Ground) -> tuple[bytes, int, StateLayout]:
     for n in range(12):
         log.append(Payment(n, NOON_MS + 2_000 * n, 100 + n, refund=n % 2 == 0))
     log.append(Fact(Payment(11, NOON_MS + 22_000, 111), 0, True, NOON_MS + 30_000))
-    log.compact(NOON_MS + 15_000)
+    log.compact(NOON_MS + 15_000, early_ms=NOON_MS + 19_000)
     front = len(log.blob)
     log.append(Payment(20, NOON_MS + 25_000))
     log.append(Payment(21, NOON_MS + 24_000))
@@ -544,22 +649,33 @@ def records_in(blob: bytes, width: int) -> Iterator[bytes]:
 def test_the_bytes_are_those_that_the_layout_promises(ground: Ground) -> None:
     """Header, tiles, records and checksums, rebuilt from the page in plain Python."""
     blob, front, layout = damaged_state(ground)
-    magic, version, fingerprint, generation, nonce, fold, forgotten, low, high, sizes, seal = (
-        struct.unpack_from("<7sB3Q2q4Q", blob)
-    )
+    (
+        magic,
+        version,
+        fingerprint,
+        generation,
+        nonce,
+        fold,
+        forgotten,
+        low,
+        high,
+        sizes,
+        early,
+        seal,
+    ) = struct.unpack_from("<7sB3Q2q3QqQ", blob)
     assert (magic, version, fingerprint, generation, nonce) == (
         b"fsstate",
-        1,
+        2,
         layout.fingerprint,
         1,
         7,
     )
-    assert (fold, forgotten) == (NOON_MS + 15_000, 0)
+    assert (fold, forgotten, early) == (NOON_MS + 15_000, 0, NOON_MS + 19_000)
     assert high << 64 | low == decode(blob[:front], layout).version
     n_tiles, n_records = sizes >> 40, sizes & (2**40 - 1)
-    records_at = 80 + n_tiles * layout.tile_width
+    records_at = 88 + n_tiles * layout.tile_width
     assert (n_tiles > 0, records_at + n_records * layout.width) == (True, front)
-    expected_seal = pure_fold(words_of(blob[:72] + blob[80:records_at]), 1)
+    expected_seal = pure_fold(words_of(blob[:80] + blob[88:records_at]), 1)
     for number, record in enumerate(records_in(blob[records_at:], layout.width)):
         words = list(words_of(record))
         check, words[3] = words[3] % 2**32, words[3] & 0xFFFFFFFF00000000
@@ -572,21 +688,21 @@ def test_the_bytes_are_those_that_the_layout_promises(ground: Ground) -> None:
 
 GOLDEN = (
     # header
-    "66737374617465015c760e49ed9c59e10100000000000000efcdab8967452301"
+    "66737374617465026040017b7c470c490100000000000000efcdab8967452301"
     "205e47d08b0100000000000000000000d5f00fca673ca92870a4e0a845ee606b"
-    "0300000000030000f0aed4c0e089f091"
+    "0200000000040000607d47d08b01000070a6e69c916ff604"
     # tile
     "001047d08b01000001000000000000006400000000000000"
     # tile
     "103747d08b01000001000000000000006500000000000000"
     # tile
     "505647d08b01000001000000000000006600000000000000"
+    # tile
+    "787947d08b01000001000000000000006700000000000000"
     # record
-    "0dde4cf98d02380b0040787947d08b010000670000000000b29b2e9f00000000"
+    "3c1e7a26f2c1a9920040a09c47d08b010000680000000000220f6b3500000000"
     # record
-    "3c1e7a26f2c1a9920040a09c47d08b0100006800000000001f22bd8200000000"
-    # record
-    "3c1e7a26f2c1a9920080a09c47d08b01010050d347d08b016cae74e003000000"
+    "3c1e7a26f2c1a9920080a09c47d08b01010050d347d08b017267b77403000000"
 )
 
 
@@ -595,5 +711,11 @@ def test_golden_bytes(ground: Ground) -> None:
     layout = ground.layouts[TERMINAL]
     events = [Payment(n, NOON_MS + 9_000 * n, 100 + n, declined=n == 1) for n in range(5)]
     blob = appended(ground, [*events, Fact(events[4], 0, True, NOON_MS + 50_000, 3)], TERMINAL)
-    blob = compacted(blob, layout, nonce=0x0123456789ABCDEF, fold_below_ms=NOON_MS + 20_000).state
+    blob = compacted(
+        blob,
+        layout,
+        nonce=0x0123456789ABCDEF,
+        fold_below_ms=NOON_MS + 20_000,
+        summarise_below_ms=NOON_MS + 28_000,
+    ).state
     assert blob.hex() == GOLDEN

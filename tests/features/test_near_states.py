@@ -506,6 +506,22 @@ def test_a_state_larger_than_any_place_is_not_held() -> None:
     check_structure(near)
 
 
+def test_a_state_that_is_folded_early_is_not_held() -> None:
+    """The request's own payment may be in a tile, and must be looked for in Redis each time."""
+    entity = next(e for e, layout in enumerate(LAYOUTS) if layout.is_grid)
+    records = b"".join(
+        stored(GROUND.record(Payment(i, NOON_MS + i), entity), LAYOUTS[entity]) for i in range(20)
+    )
+    row = row_of(tuple(1 if e == entity else None for e in range(len(LAYOUTS))))
+    for early_ms, is_held in ((0, True), (NOON_MS + 10, False), (0, True)):
+        world = World(small_near())
+        made = compacted(records, LAYOUTS[entity], nonce=1, summarise_below_ms=early_ms)
+        world.ask(row)
+        world.under_way[0].states[entity] = made.state
+        world.answer(0)
+        assert (world.near.look(row, world.room, 0) is not None) == is_held
+
+
 def test_generations_of_the_table_come_round() -> None:
     """The last one clears it, so that no slot of a former round is ever met."""
     world = World(small_near())

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from freshscore.config.errors import DamagedState, WrongSecret
-from freshscore.features import redis_compaction, tables
+from freshscore.config.errors import DamagedState, Unavailable, WrongSecret
+from freshscore.features import past_events, redis_compaction, tables
 from freshscore.features.codec import decode
+from freshscore.features.past_events import bucket_of_identity
 from freshscore.features.program import compiled
 from freshscore.features.redis_commands import Tagged, replies_to
 from freshscore.features.redis_compaction import (
@@ -27,7 +28,7 @@ from freshscore.features.redis_door import Nodes, Reply, command
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_progress import topic_digest
 from freshscore.features.redis_reading import STATE_DAMAGED, STATE_LOST
-from freshscore.features.redis_scripts import PROGRESS
+from freshscore.features.redis_scripts import PROGRESS, SWAP
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.request_store import RequestStore
 from freshscore.features.specification import FeatureSpecification
@@ -261,8 +262,9 @@ def test_a_state_at_its_limit_forgets_its_oldest_and_says_so(
 
 
 def test_what_was_folded_stays_bounded_and_lives_as_long(
-    place: RedisPlace, ground: Ground, nodes: Nodes
+    place: RedisPlace, ground: Ground, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(past_events, "BUCKETS", 1)
     compactor = Compactor(place.open())
     least = nodes.settings.compact_records
     for turn in range(4):
@@ -273,7 +275,7 @@ def test_what_was_folded_stays_bounded_and_lives_as_long(
         fold_ms = begin_ms + 100_000
         compactor.compact(wanted(place, events[0], MERCHANT), fold_below_ms=fold_ms)
     token = ground.token(Payment(0, NOON_MS), MERCHANT)
-    key = place.open().reading.past_key(MERCHANT, token)
+    key = place.open().reading.past_key(MERCHANT, token, 0)
     asked = [(tag_of(token), command(verb, key)) for verb in (b"GET", b"TTL")]
     past, ttl_s = replies_to(nodes, asked)
     state = decode(past, ground.layouts[MERCHANT])
@@ -306,10 +308,11 @@ def test_no_more_is_folded_than_can_be_kept(
 ) -> None:
     """Then records forget, and say so: no event is folded whose later facts could not count."""
     width = ground.layouts[MERCHANT].width
-    monkeypatch.setattr(redis_compaction, "_PAST_BYTES", 100 * width)
+    monkeypatch.setattr(past_events, "BUCKETS", 1)
     monkeypatch.setattr(redis_compaction, "_GRID_RECORDS", 64)
     store, memory = place.open(), ground.store()
     compactor = Compactor(store)
+    compactor._most_of_bucket = 100 * width
     target = wanted(place, Payment(0, NOON_MS), MERCHANT)
     events = [Payment(i, NOON_MS + 100_000 * (i // 90) + 10 * i, 100 + i) for i in range(180)]
     for turn, expected in enumerate(({SWAPPED: 1}, {FULL: 1, SWAPPED: 1})):
@@ -325,11 +328,172 @@ def test_no_more_is_folded_than_can_be_kept(
     assert n == 60
     assert lost_ms == events[-61].time_ms + 1
     # With room again the rest is folded, and nothing more is forgotten.
-    monkeypatch.setattr(redis_compaction, "_PAST_BYTES", 300 * width)
+    compactor._most_of_bucket = 300 * width
     fold_ms = NOON_MS + 205_000
     assert compactor.compact(target, fold_below_ms=fold_ms, only_due=False) == {SWAPPED: 1}
     assert _taken(place, ground, asked, MERCHANT)[1] == lost_ms
     assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+
+
+def _with(nodes: Nodes, **settings: int) -> Iterator[Nodes]:
+    """Nodes like these, under other settings."""
+    changed = Nodes.open(nodes.settings.model_copy(update=settings))
+    try:
+        yield changed
+    finally:
+        changed.close()
+
+
+@pytest.fixture
+def tiny(nodes: Nodes) -> Iterator[Nodes]:
+    yield from _with(nodes, grid_records=16, compact_records=4)
+
+
+@pytest.fixture
+def narrow(nodes: Nodes) -> Iterator[Nodes]:
+    yield from _with(nodes, grid_records=16, compact_records=4, past_max_bytes=512 * 1_024)
+
+
+def test_a_grid_with_many_records_is_folded_early_but_for_its_newest(
+    ground: Ground, tiny: Nodes
+) -> None:
+    """However many come within the horizon, a score reads a bounded number of records."""
+    place = RedisPlace(ground, tiny)
+    store, memory = place.open(), ground.store()
+    compactor = Compactor(store)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    for turn in range(40):
+        events = some(10, 10 * turn)
+        observe(place, *events, *events[:3])
+        for one in events:
+            ground.apply(memory, one)
+        now_ms = events[-1].time_ms
+        assert compactor.compact(target, now_ms=now_ms) == {SWAPPED: 1}
+        asked = ground.row(Payment(999, now_ms + 1))
+        assert _taken(place, ground, asked, MERCHANT)[0] <= 16
+        assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+    # One that the tiles have, under its own time and later: it does not count beside itself.
+    for number in (3, 200, 398):
+        own = Payment(number, NOON_MS + 10 * number, 100 + number)
+        row = ground.row(own)
+        assert store.features(row, now_ms).tobytes() == memory.features(row, now_ms).tobytes()
+    # Nothing is due where nothing came.
+    assert compactor.compact(target, now_ms=now_ms) == {NOT_DUE: 1}
+
+
+def test_nothing_is_folded_early_ahead_of_the_clock_or_without_one(
+    ground: Ground, tiny: Nodes
+) -> None:
+    place = RedisPlace(ground, tiny)
+    observe(place, *some(60))
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    for now_ms, n_left in ((0, 60), (NOON_MS + 95, 50), (NOON_MS + 10_000, 8)):
+        Compactor(place.open()).compact(target, now_ms=now_ms, only_due=False)
+        asked = ground.row(Payment(999, NOON_MS + 20_000))
+        assert _taken(place, ground, asked, MERCHANT)[0] == n_left
+
+
+def test_a_late_event_makes_a_grid_due_and_counts_once(ground: Ground, tiny: Nodes) -> None:
+    """With a repetition beside it, and one of an event that a tile has."""
+    place = RedisPlace(ground, tiny)
+    store, memory = place.open(), ground.store()
+    compactor = Compactor(store)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    events = some(60)
+    observe(place, *events)
+    now_ms = events[-1].time_ms
+    assert compactor.compact(target, now_ms=now_ms) == {SWAPPED: 1}
+    late = Payment(500, NOON_MS + 55, 7)
+    observe(place, late, events[2], late)
+    for one in (*events, late):
+        ground.apply(memory, one)
+    asked = ground.row(Payment(999, now_ms + 1))
+    # Whoever reads with what was folded knows at once; a score does from the compaction on.
+    assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+    assert _taken(place, ground, asked, MERCHANT)[0] == 8
+    for n_left in (9, 8):
+        assert compactor.compact(target, now_ms=now_ms, only_due=n_left == 9) == {SWAPPED: 1}
+        assert _taken(place, ground, asked, MERCHANT)[0] == n_left
+        assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+    row = ground.row(late)
+    assert store.features(row, now_ms).tobytes() == memory.features(row, now_ms).tobytes()
+
+
+def test_a_crash_between_keeping_and_swapping_loses_and_doubles_nothing(
+    ground: Ground, tiny: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RedisPlace(ground, tiny)
+    store, memory = place.open(), ground.store()
+    compactor = Compactor(store)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+
+    def crashing(nodes: Nodes, commands: list[Tagged]) -> list[Reply]:
+        if any(SWAP.digest in one[1] for one in commands):
+            raise Unavailable("the compactor has crashed")
+        return replies_to(nodes, commands)
+
+    for turn in range(6):
+        events = some(30, 30 * turn)
+        late = Payment(1_000 + turn, max(NOON_MS, events[0].time_ms - 200), 9)
+        observe(place, *events, late, *events[:2])
+        for one in (*events, late):
+            ground.apply(memory, one)
+        now_ms = events[-1].time_ms
+        with monkeypatch.context() as patched:
+            patched.setattr(redis_compaction, "replies_to", crashing)
+            with pytest.raises(Unavailable, match="crashed"):
+                compactor.compact(target, now_ms=now_ms, only_due=False)
+        for _ in range(2):
+            asked = ground.row(Payment(9_999, now_ms + 1))
+            assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
+            for own in (late, events[0], Payment(9_999, now_ms + 1)):
+                row = ground.row(own)
+                mine = store.features(row, now_ms + 1)
+                assert mine.tobytes() == memory.features(row, now_ms + 1).tobytes()
+            compactor.compact(target, now_ms=now_ms, only_due=False)
+
+
+def test_no_more_is_folded_early_than_a_bucket_can_keep(ground: Ground, narrow: Nodes) -> None:
+    """Half a megabyte is one record in each bucket: of two in one bucket none is folded early."""
+    place = RedisPlace(ground, narrow)
+    store = place.open()
+    of: dict[int, list[int]] = {}
+    number = 0
+    while not any(len(same) == 2 for same in of.values()):
+        row = ground.row(Payment(number, NOON_MS))
+        of.setdefault(bucket_of_identity(int.from_bytes(row[:8], "little")), []).append(number)
+        number += 1
+    pair = next(same for same in of.values() if len(same) == 2)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    observe(place, *(Payment(n, NOON_MS + n) for n in pair), *some(20, 5_000))
+    now_ms = NOON_MS + 10**6
+    counted = Compactor(store).compact(target, now_ms=now_ms)
+    assert counted == {FULL: 1, SWAPPED: 1}
+    asked = ground.row(Payment(9_999, now_ms))
+    assert _taken(place, ground, asked, MERCHANT)[0] == 22
+
+
+def test_what_nobody_can_ask_for_leaves_its_bucket(
+    ground: Ground, tiny: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once F has passed it, where no window reads facts."""
+    monkeypatch.setattr(past_events, "BUCKETS", 1)
+    place = RedisPlace(ground, tiny)
+    compactor = Compactor(place.open())
+    compactor._most_of_bucket = 10**6
+    token = ground.token(Payment(0, NOON_MS), TERMINAL)
+    reading = place.open().reading
+    lengths = []
+    for turn in range(30):
+        events = some(32, 32 * turn)
+        observe(place, *events)
+        now_ms = events[-1].time_ms
+        compactor.compact([(TERMINAL, token)], now_ms=now_ms, fold_below_ms=now_ms - 1_000)
+        key = reading.past_key(TERMINAL, token, 0)
+        past = replies_to(place.nodes, [(tag_of(token), command(b"GET", key))])[0] or b""
+        lengths.append(len(past) // ground.layouts[TERMINAL].width)
+    # Some 100 events lie within the horizon of a second.
+    assert max(lengths) < 400
 
 
 def _taken(place: RedisPlace, ground: Ground, row: bytes, entity: int) -> tuple[int, int]:

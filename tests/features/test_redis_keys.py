@@ -31,7 +31,7 @@ index_names = entities.map(index_name)
 # What a key names, and the key.
 named = st.one_of(
     st.tuples(st.just("state"), tokens, fingerprints),
-    st.tuples(st.just("past"), tokens, fingerprints),
+    st.tuples(st.just("past"), tokens, fingerprints, st.integers(0, 2**18 - 1)),
     st.tuples(st.just("scores"), tokens, st.text(max_size=5)),
     st.tuples(st.just("markers"), numbers.map(str)),
     st.tuples(st.just("progress"), numbers.map(str)),
@@ -54,7 +54,7 @@ def test_what_is_of_one_entity_has_one_slot(token: bytes, fingerprint: int) -> N
     keys = RedisKeys("fs")
     all_of_it = (
         keys.state(token, fingerprint),
-        keys.past(token, fingerprint),
+        keys.past(token, fingerprint, 77),
         keys.scores(token, "v1"),
     )
     assert {key_slot(key) for key in all_of_it} == {slot_of(tag_of(token))}
@@ -83,7 +83,7 @@ def test_the_form_of_keys_is_fixed() -> None:
     keys = RedisKeys("fs", (1, 2))
     token = bytes(range(16))
     assert keys.state(token, 1) == b"fs:{AAECAwQFBgcICQoLDA0ODw}:AQAAAAAAAAA"
-    assert keys.past(token, 1) == b"fs:{AAECAwQFBgcICQoLDA0ODw}:AQAAAAAAAAA:p"
+    assert keys.past(token, 1, 66) == b"fs:{AAECAwQFBgcICQoLDA0ODw}:AQAAAAAAAAA:pABC"
     assert keys.scores(token, "v").startswith(b"fs:{AAECAwQFBgcICQoLDA0ODw}:s:")
     assert keys.markers("7") == b"fs:{7}:markers:B47aDkg0VC4"
     assert keys.progress("7") == b"fs:{7}:progress:B47aDkg0VC4"

@@ -12,8 +12,9 @@ import pytest
 from freshscore.features import tables
 from freshscore.features.codec import compacted, decode, stored
 from freshscore.features.memory import BYTES_AT, address_of
-from freshscore.features.redis_keys import slot_of, tag_of
-from freshscore.features.request_kernels import put_commands, put_tag, slot_of_tag
+from freshscore.features.past_events import BUCKETS, by_bucket
+from freshscore.features.redis_keys import bucket_name, slot_of, tag_of
+from freshscore.features.request_kernels import WRITTEN_SHIFT, put_commands, put_tag, slot_of_tag
 from freshscore.features.request_store import RequestStore
 from freshscore.features.row import TOKENS
 from freshscore.features.store import MemoryStore
@@ -139,7 +140,12 @@ def test_late_facts_of_folded_events_are_reported_and_count_with_the_past(
     row = ground.row(asked)
     assert not request.take(row, with_fact)
     assert (request.late, request.damaged) == ([merchant], [])
-    with_fact[merchant] = request.with_past(merchant, made.folded)
+    state = with_fact[merchant] or b""
+    past = by_bucket(made.folded, layout)
+    assert request.buckets(row, merchant, state) & past.keys() == request.buckets(
+        ground.row(oldest), merchant, made.state
+    )
+    with_fact[merchant] = request.with_past(row, merchant, state, past)
     request.take(row, with_fact)
     agree(ground, request, store, asked)
 
@@ -241,10 +247,12 @@ def test_commands_are_written_for_entities_that_are_there(ground: Ground) -> Non
     row[TOKENS + 16 : TOKENS + 32] = bytes(16)
     held = bytes(row)
     texts = [b"<%d:" % entity + b"." * 22 + b">" for entity in range(3)]
+    texts[2] = texts[2][:-1] + b"|" + b"." * 22 + b":...>"
     described = np.array(
-        [(id(text) + BYTES_AT, len(text), 3, entity) for entity, text in enumerate(texts)],
+        [(id(text) + BYTES_AT, len(text), 3, entity, 0, 0) for entity, text in enumerate(texts)],
         np.int64,
     )
+    described[2, 4:] = (26, 49)
     out, slots = bytearray(100), np.zeros(3, np.int64)
     found = put_commands(
         id(held) + BYTES_AT,
@@ -254,6 +262,8 @@ def test_commands_are_written_for_entities_that_are_there(ground: Ground) -> Non
         address_of(slots),
     )
     tags = [tag_of(held[TOKENS + 16 * entity : TOKENS + 16 * entity + 16]) for entity in range(3)]
-    assert bytes(out[: found >> 16]) == b"<0:%b><2:%b>" % (tags[0], tags[2])
-    assert found & 0xFFFF == 0b101
+    bucket = bucket_name(int.from_bytes(held[:8], "little") % BUCKETS)
+    written = b"<0:%b><2:%b|%b:%b>" % (tags[0], tags[2], tags[2], bucket)
+    assert bytes(out[: found >> WRITTEN_SHIFT]) == written
+    assert found & (1 << WRITTEN_SHIFT) - 1 == 0b101
     assert slots.tolist() == [slot_of(tags[0]), -1, slot_of(tags[2])]

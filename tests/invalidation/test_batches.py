@@ -304,7 +304,10 @@ def test_lives_are_extended_once_in_half_a_day() -> None:
 
 
 def test_candidates_are_the_states_that_doubled() -> None:
-    """By the replies alone: those whose length crossed a power of two times the least size."""
+    """By the replies alone: those whose length crossed a power of two times the least size.
+
+    A grid's: any multiple of it.
+    """
     batcher = batcher_for(everything(), compact_records=4)
     server = PlainServer()
     twin = Twin(everything())
@@ -331,7 +334,7 @@ def test_candidates_are_the_states_that_doubled() -> None:
                 while limit <= len(server.strings[key]):
                     if before.get(key, 0) < limit:
                         doubled.add((e, token))
-                    limit *= 2
+                    limit += 4 * layout.width if layout.is_grid else limit
         candidates = batch.compaction_candidates(0, replies)
         assert len(candidates) == len(set(candidates))
         assert set(candidates) == doubled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from freshscore.features.codec import compacted, decode, stored
 from freshscore.features.decoded_state import DecodedState
+from freshscore.features.past_events import by_bucket
 from freshscore.invalidation.comparing_states import (
     EQUAL,
     MISSING,
@@ -42,11 +43,12 @@ def verdict(ground: Ground, held: list[Payment | Fact], log: list[Payment | Fact
     since = records(ground, *(one for one in held if isinstance(one, Fact)))
     blob = folded.state + since
     # What the promises below are about: a step that has nothing in it any more.
-    tiles = decode(blob, layout, folded.folded).tiles
+    past = by_bucket(folded.folded, layout)
+    tiles = decode(blob, layout, past).tiles
     raw = [tiles.raw[at : at + tiles.width] for at in range(0, len(tiles.raw), tiles.width)]
     assert any(not any(one[8:]) for one in raw) == bool(since)
     return compared(
-        Stored(layout, blob, folded.folded),
+        Stored(layout, blob, past),
         FromLog(records(ground, *log), b""),
         Bounds(0, 0),
         nothing,

@@ -16,8 +16,9 @@ import redis
 
 from freshscore.config.clock import Clock
 from freshscore.config.settings import Settings
-from freshscore.features.codec import compacted
+from freshscore.features.codec import buckets_of_state, compacted, decode
 from freshscore.features.packing import Keys
+from freshscore.features.past_events import by_bucket
 from freshscore.features.program import compiled
 from freshscore.features.record_making import RecordMaker, time_of
 from freshscore.features.redis_door import Nodes
@@ -108,6 +109,7 @@ class SharedWorld:
         clock: Clock | None = None,
         **groups: dict[str, Any],
     ) -> None:
+        self.model = model
         self.limits = limits or Limits(horizon_ms=scaled.horizon_ms)
         self.embedded = World(scaled.specification, model, self.limits)
         self.program = compiled(scaled.specification)
@@ -237,6 +239,7 @@ class SharedWorld:
         chance: random.Random,
         share: float = 0.5,
         forget_below_ms: int = 0,
+        early_below_ms: int = 0,
     ) -> None:
         """Compact some states as the consumer does, keeping what was folded."""
         for entity, token in sorted(self.written):
@@ -244,20 +247,24 @@ class SharedWorld:
                 continue
             layout = self.records.layouts[entity]
             key = self.state_key(entity, token)
-            past_key = self.names.past(token, layout.fingerprint)
             state: Any = self.client.get(key)
-            past: Any = self.client.get(past_key) or b""
+            past: dict[int, Any] = {
+                bucket: self.client.get(self.names.past(token, layout.fingerprint, bucket)) or b""
+                for bucket in buckets_of_state(decode(state, layout))
+            }
             found = compacted(
                 state,
                 layout,
                 nonce=chance.getrandbits(64),
                 forget_below_ms=forget_below_ms,
                 fold_below_ms=fold_below_ms,
+                summarise_below_ms=early_below_ms,
                 past=past,
             )
+            for bucket, records in by_bucket(found.folded, layout).items():
+                name = self.names.past(token, layout.fingerprint, bucket)
+                self.client.append(name, records)
             self.client.set(key, found.state)
-            if found.folded:
-                self.client.append(past_key, found.folded)
 
     def close(self) -> None:
         """Close all scorers."""

@@ -13,7 +13,7 @@ import pytest
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_lines import Lines, ReplyError
-from freshscore.features.redis_scripts import BEGIN, PROGRESS, SWAP
+from freshscore.features.redis_scripts import BEGIN, KEEP, PROGRESS, SWAP
 from freshscore.invalidation import node_markers
 from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.simulations.clock import VirtualClock
@@ -36,6 +36,7 @@ class _Calls:
             *[self.progress] * 6,
             *[self.swap] * 6,
             *[self.append] * 4,
+            *[self.keep] * 2,
             self.begin,
             *[self.note] * 4,
             self.give_up,
@@ -82,9 +83,13 @@ class _Calls:
         digest = hashlib.sha1(prefix).hexdigest().encode()
         if chance.random() < 0.2:
             digest = hashlib.sha1(b"another").hexdigest().encode()
-        folded = chance.choice((b"", chance.randbytes(9)))
-        given = (b"%d" % len(prefix), digest, chance.randbytes(8), folded, b"1000", b"200")
-        return (b"EVALSHA", SWAP.digest, b"2", state, state + b":p", *given)
+        given = (b"%d" % len(prefix), digest, chance.randbytes(8), b"1000")
+        return (b"EVALSHA", SWAP.digest, b"1", state, *given)
+
+    def keep(self) -> tuple[bytes, ...]:
+        keys = [self.key(b"state") + b":p%d" % n for n in range(self.chance.randint(1, 3))]
+        given = [self.chance.randbytes(9) for _ in keys]
+        return (b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, b"1000", b"60", *given)
 
     def note(self) -> tuple[bytes, ...]:
         chance, pairs = self.chance, []
@@ -119,6 +124,7 @@ class _Calls:
                 (b"SET", key, b"x", b"NX"),
                 (b"SET", key, b"y", b"EX", b"1000"),
                 (b"GET", key),
+                (b"MGET", key, self.key(b"string"), b"never"),
                 (b"STRLEN", key),
                 (b"APPEND", key, b"z"),
                 (b"EXPIRE", key, b"1000"),
@@ -206,7 +212,7 @@ def test_commands_and_scripts_do_what_the_real_ones_do(
     finally:
         nodes.close()
     # Every script has done its work and has refused it.
-    for script in (PROGRESS, SWAP, BEGIN):
+    for script in (PROGRESS, KEEP, SWAP, BEGIN):
         name = script.digest[:12].decode()
         assert len({reply for word, reply in answered if word == name}) >= 2, name
 
