@@ -124,7 +124,7 @@ def decode(
     if not state.closed_below_ms:
         return state
     if past and state.deferred:
-        state = _with_deferred(state, past)
+        state = _with_deferred(state, past, Stretch(layout.width))
     return _with_past(_with_count(state), past or {}, own)
 
 
@@ -171,8 +171,8 @@ def compacted(
         state, gone = _folded(state)
     if state.deferred:
         # What is new among it is no tile's before it has been a record: then a bucket that names
-        # it never names what nobody counts.
-        state = _with_deferred(state, past or {})
+        # it never names what nobody counts. What was a record until now is not new.
+        state = _with_deferred(state, past or {}, gone)
     kept = _with_checks(_still_asked_for(gone, state), layout)
     return Compaction(encode(state) + state.deferred, kept, state.folded_below_ms)
 
@@ -353,15 +353,15 @@ def _stretch(words: NDArray[np.int64], layout: StateLayout) -> Stretch:
     return Stretch(layout.width, words.tobytes(), 0, len(words))
 
 
-def _with_deferred(state: DecodedState, past: Past) -> DecodedState:
+def _with_deferred(state: DecodedState, past: Past, folded_now: Stretch) -> DecodedState:
     """The state with those deferred events that no bucket of `past` has; the others are gone.
 
-    Those of other buckets stay deferred.
+    Those of other buckets stay deferred. folded_now: events that no bucket has yet.
     """
     layout = state.layout
     words = np.frombuffer(state.deferred, np.int64).reshape(-1, layout.width // 8)
     is_asked = np.isin(buckets_of(words[:, 0]), [*past])
-    known = _past_events(past, layout)[:, 0]
+    known = np.concatenate([_past_events(past, layout)[:, 0], folded_now.words[:, 0]])
     new = _stretch(words[is_asked & ~np.isin(words[:, 0], known)], layout)
     records, version = _union(state, new, 0)
     left = words[~is_asked].tobytes()

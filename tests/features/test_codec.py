@@ -338,6 +338,24 @@ def test_folding_early_at_any_time_changes_no_value(
         log.check(own, max(own.time_ms, log.early_ms) + later_ms)
 
 
+@pytest.mark.parametrize("entity", [MERCHANT, TERMINAL])
+def test_a_repetition_of_what_the_same_compaction_folds_counts_once(
+    ground: Ground, entity: int
+) -> None:
+    """It was late, so it became a record; then it came again, and both met a compaction."""
+    log = Log(ground, entity)
+    log.append(Payment(0, NOON_MS, 100))
+    log.compact(0, early_ms=NOON_MS + 1)
+    late = Payment(1, NOON_MS, 7)
+    log.append(late)
+    log.compact(0, early_ms=NOON_MS + 1)
+    assert decode(log.blob, log.layout).records.n == 1
+    log.append(late)
+    log.compact(0, early_ms=NOON_MS + 1)
+    state = log.check(Payment(1_000, NOON_MS + 1, 55), NOON_MS + 1)
+    assert (state.records.n, state.tiles.n) == (0, 1)
+
+
 @given(data=st.data(), entity=st.sampled_from((MERCHANT, TERMINAL)))
 @settings(max_examples=60)
 def test_folding_at_any_time_changes_no_value(

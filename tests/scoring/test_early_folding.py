@@ -13,7 +13,7 @@ import pytest
 
 from freshscore.config.errors import AsOfTooOld
 from freshscore.features import codec
-from freshscore.features.decoded_state import DecodedState
+from freshscore.features.decoded_state import DecodedState, Stretch
 from freshscore.features.past_events import Past
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.transaction import Transaction
@@ -177,10 +177,10 @@ def test_canary_repetitions_count_where_nobody_looks_for_them(
     events = codec._past_events
     asked = codec._with_deferred
 
-    def blind(state: DecodedState, past: Past) -> DecodedState:
+    def blind(state: DecodedState, past: Past, folded_now: Stretch) -> DecodedState:
         with monkeypatch.context() as patched:
             patched.setattr(codec, "_past_events", lambda _, layout: events({}, layout))
-            return asked(state, past)
+            return asked(state, past, folded_now)
 
     monkeypatch.setattr(codec, "_with_deferred", blind)
     with pytest.raises(AssertionError):
