@@ -3,7 +3,8 @@
 A state is read, compacted here, and swapped in by a script that compares length and SHA-1 of the
 whole prefix that was read; what was appended meanwhile stays behind it. Of two compactors one
 loses, which costs its work and nothing else. What was folded goes to its buckets before that
-(features/past_events.py).
+(features/past_events.py), unless the state was compacted or erased meanwhile: what was erased does
+not come back by a compactor that had read it before.
 
 How a state stays bounded (law 9). An exact one with more records than store.max_events_per_entity
 forgets its oldest sixteenth, as in memory. A grid with more than redis.grid_records is folded
@@ -29,6 +30,7 @@ import msgspec
 from freshscore.config.errors import DamagedState
 from freshscore.config.secret import random_seed
 from freshscore.features import layout as rec
+from freshscore.features.checksums import HEADER_BYTES
 from freshscore.features.codec import Compaction, buckets_of_state, compacted, decode
 from freshscore.features.decoded_state import DecodedState
 from freshscore.features.past_events import BUCKETS, Past, by_bucket
@@ -45,6 +47,9 @@ _GRID_RECORDS: Final = 1 << 19
 # Buckets that one script appends to, 0.1 ms, and that one exchange asks for.
 _KEPT_AT_ONCE: Final = 64
 _READ_AT_ONCE: Final = 1_024
+
+# What KEEP answers where it is about another state by now.
+_OTHER_STATE: Final = -1
 
 # What came of a candidate.
 SWAPPED: Final = "swapped"
@@ -196,8 +201,11 @@ class Compactor:
         swaps: list[Tagged] = []
         grown: list[list[_Bucket]] = []
         for one, done in made:
-            buckets, is_kept = self._keep(one, done, lines)
-            if not is_kept:
+            buckets, problem = self._keep(one, done, lines)
+            if problem == OVERTAKEN:
+                counted[OVERTAKEN] += 1
+                continue
+            if problem == FULL:
                 full.append(one)
                 self._compact_buckets(buckets, only_due=False)
                 continue
@@ -214,37 +222,45 @@ class Compactor:
             plain = msgspec.structs.replace(one, early_ms=0)
             self._replace([plain], counted, _Lines(lines.forget_ms, kept_ms))
 
-    def _keep(self, one: _Work, done: Compaction, lines: _Lines) -> tuple[list[_Bucket], bool]:
+    def _keep(
+        self, one: _Work, done: Compaction, lines: _Lines
+    ) -> tuple[list[_Bucket], str | None]:
         """Append folded events to their buckets, and those of these that may have doubled.
 
-        False where that would be too much, with all buckets concerned.
+        FULL where that would be too much, with all buckets concerned; OVERTAKEN where the state was
+        compacted or erased meanwhile.
         """
         layout = self._store.maker.layouts[one.entity]
         line_ms = lines.forget_ms if layout.reads_facts else done.folded_below_ms
         added = by_bucket(done.folded, layout)
         buckets = [_Bucket(one.entity, one.token, number, line_ms) for number in added]
-        asked = [*self._keep_commands(buckets, [*added.values()])]
+        asked = [*self._keep_commands(one, buckets, [*added.values()])]
         replies = replies_to(self._store.nodes, asked)
+        if _OTHER_STATE in replies:
+            return [], OVERTAKEN
         if not all(replies):
-            return buckets, False
+            return buckets, FULL
         lengths = [length for reply in replies for length in reply]
         grown = [
             bucket
             for bucket, records, length in zip(buckets, added.values(), lengths, strict=True)
             if crossed(length - len(records), length, layout.width, self._compact_records)
         ]
-        return grown, True
+        return grown, None
 
     def _keep_commands(
-        self, buckets: Sequence[_Bucket], records: Sequence[bytes]
+        self, one: _Work, buckets: Sequence[_Bucket], records: Sequence[bytes]
     ) -> Iterator[Tagged]:
-        limits = [b"%d" % self._store.ttl_s, b"%d" % self._most_of_bucket]
+        state = self._store.reading.state_key(one.entity, one.token)
+        # A header has a nonce, so that no compaction or erasure leaves it as it was.
+        beginning = one.blob[:HEADER_BYTES]
+        limits = [beginning, b"%d" % self._store.ttl_s, b"%d" % self._most_of_bucket]
         for first in range(0, len(buckets), _KEPT_AT_ONCE):
             some = buckets[first : first + _KEPT_AT_ONCE]
-            keys = [self._key_of(one) for one in some]
+            keys = [state, *(self._key_of(bucket) for bucket in some)]
             given = [*limits, *records[first : first + _KEPT_AT_ONCE]]
             asked = command(b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, *given)
-            yield tag_of(some[0].token), asked
+            yield tag_of(one.token), asked
 
     def _swap_command(self, token: bytes, key: bytes, held: bytes, state: bytes) -> Tagged:
         digest = hashlib.sha1(held, usedforsecurity=False).hexdigest().encode()

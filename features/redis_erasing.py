@@ -15,18 +15,19 @@ from typing import Final
 
 from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.config.secret import random_seed
+from freshscore.features.checksums import HEADER_BYTES
 from freshscore.features.codec import erased
 from freshscore.features.past_events import BUCKETS
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_lines import Reply, command
 from freshscore.features.redis_reading import Wanted
-from freshscore.features.redis_scripts import SWAP
+from freshscore.features.redis_scripts import DROP, SWAP
 from freshscore.features.redis_store import RedisStore
 
 # Each try loses against another write that fell between its reading and its writing, at most.
 _MOST_TRIES: Final = 100
-# Keys of one UNLINK, 0.1 ms.
+# Keys that one script removes, 0.1 ms.
 _AT_ONCE: Final = 512
 # No state begins so: whoever reads it finds it damaged, as it was.
 _DAMAGED: Final = b"erased, and damaged before"
@@ -46,12 +47,13 @@ class Eraser:
         Unavailable.
         """
         for _ in range(_MOST_TRIES):
-            if self._is_swapped(wanted, below_ms):
-                self._unlink_past(wanted)
+            left = self._swapped(wanted, below_ms)
+            if left is not None and self._is_past_dropped(wanted, left):
                 return
         raise Unavailable("a state that is to be erased is written to without a pause")
 
-    def _is_swapped(self, wanted: Wanted, below_ms: int) -> bool:
+    def _swapped(self, wanted: Wanted, below_ms: int) -> bytes | None:
+        """What was swapped in; None where it was overtaken."""
         entity, token = wanted
         key, life_s = self._store.reading.state_key(entity, token), b"%d" % self._store.ttl_s
         held = self._asked(wanted, command(b"GET", key))
@@ -62,21 +64,27 @@ class Eraser:
             left = _DAMAGED
         if held is None:
             begun = self._asked(wanted, command(b"SET", key, left, b"NX", b"EX", life_s))
-            return begun is not None
+            return None if begun is None else left
         digest = hashlib.sha1(held, usedforsecurity=False).hexdigest().encode()
         given = [b"%d" % len(held), digest, left, life_s]
         swap = command(b"EVALSHA", SWAP.digest, b"1", key, *given)
-        return bool(self._asked(wanted, swap))
+        return left if self._asked(wanted, swap) else None
 
-    def _unlink_past(self, wanted: Wanted) -> None:
-        """Let go of what was folded: no tile is left that it could be asked for."""
-        entity, token = wanted
+    def _is_past_dropped(self, wanted: Wanted, left: bytes) -> bool:
+        """Let go of what was folded: `left` has no tile that it could be asked for.
+
+        False where the state was compacted since: a bucket may be about a tile again.
+        """
+        (entity, token), reading = wanted, self._store.reading
         if not self._store.maker.layouts[entity].is_grid:
-            return
-        keys = [self._store.reading.past_key(entity, token, number) for number in range(BUCKETS)]
-        some = (keys[first : first + _AT_ONCE] for first in range(0, BUCKETS, _AT_ONCE))
-        tag = tag_of(token)
-        replies_to(self._store.nodes, [(tag, command(b"UNLINK", *named)) for named in some])
+            return True
+        keys = [reading.past_key(entity, token, number) for number in range(BUCKETS)]
+        dropping = []
+        for first in range(0, BUCKETS, _AT_ONCE):
+            named = [reading.state_key(entity, token), *keys[first : first + _AT_ONCE]]
+            given = (b"%d" % len(named), *named, left[:HEADER_BYTES])
+            dropping.append((tag_of(token), command(b"EVALSHA", DROP.digest, *given)))
+        return all(replies_to(self._store.nodes, dropping))
 
     def _asked(self, wanted: Wanted, one: bytes) -> Reply:
         (reply,) = replies_to(self._store.nodes, [(tag_of(wanted[1]), one)])

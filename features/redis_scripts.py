@@ -5,8 +5,12 @@ PROGRESS  KEYS markers, progress; ARGV number of partitions that must report, th
           still to come (ms): moves markers on, drops those of other topics, writes the summary.
 BEGIN     KEYS markers, progress; ARGV epoch (16 hexadecimal digits), key id, complete since (ms),
           number of partitions, topic ids: gives a node its epoch, unless it has one.
-KEEP      KEYS buckets; ARGV seconds to live, the most bytes of a bucket, then what is appended to
-          each: answers the new lengths. 0: one would be longer, and nothing was done.
+KEEP      KEYS state, buckets; ARGV how the state begins, seconds to live, the most bytes of a
+          bucket, then what is appended to each: answers the new lengths. 0: one would be longer;
+          -1: the state begins otherwise by now, so that it will not be swapped. Neither does
+          anything.
+DROP      KEYS state, buckets; ARGV how the state begins: removes the buckets. 0: it begins
+          otherwise by now, so that they may be about what it has folded since; nothing was done.
 SWAP      KEYS state; ARGV length and SHA-1 of the replaced prefix, what comes instead, seconds to
           live: swaps a compacted state in, keeping what was appended since.
 
@@ -103,14 +107,23 @@ return 1
 KEEP: Final = Script(
     """
 local lengths = {}
-for i = 1, #KEYS do
-  if redis.call('STRLEN', KEYS[i]) + #ARGV[i + 2] > tonumber(ARGV[2]) then return 0 end
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return -1 end
+for i = 2, #KEYS do
+  if redis.call('STRLEN', KEYS[i]) + #ARGV[i + 2] > tonumber(ARGV[3]) then return 0 end
 end
-for i = 1, #KEYS do
-  lengths[i] = redis.call('APPEND', KEYS[i], ARGV[i + 2])
-  redis.call('EXPIRE', KEYS[i], ARGV[1])
+for i = 2, #KEYS do
+  lengths[i - 1] = redis.call('APPEND', KEYS[i], ARGV[i + 2])
+  redis.call('EXPIRE', KEYS[i], ARGV[2])
 end
 return lengths
+"""
+)
+
+DROP: Final = Script(
+    """
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
 """
 )
 
@@ -124,4 +137,4 @@ return 1
 """
 )
 
-SCRIPTS: Final = (PROGRESS, BEGIN, KEEP, SWAP)
+SCRIPTS: Final = (PROGRESS, BEGIN, KEEP, DROP, SWAP)

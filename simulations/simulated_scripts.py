@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from freshscore.features.redis_scripts import BEGIN, KEEP, PROGRESS, SWAP
+from freshscore.features.redis_scripts import BEGIN, DROP, KEEP, PROGRESS, SWAP
 from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.invalidation.node_markers import _GIVE_UP, _NOTE
 
@@ -39,6 +39,7 @@ def known_scripts() -> dict[bytes, Script]:
         PROGRESS.text: _progress,
         BEGIN.text: _begin,
         KEEP.text: _keep,
+        DROP.text: _drop,
         SWAP.text: _swap,
         _NOTE: _note,
         _GIVE_UP: _give_up,
@@ -98,14 +99,25 @@ def _summarise(call: Call, keys: Sequence[bytes], partitions: bytes, topics: byt
 
 
 def _keep(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
-    for key, records in zip(keys, given[2:], strict=True):
-        if call(b"STRLEN", key) + len(records) > int(given[1]):
+    beginning, life_s, most, *several = given
+    if not (call(b"GET", keys[0]) or b"").startswith(beginning):
+        return -1
+    for key, records in zip(keys[1:], several, strict=True):
+        if call(b"STRLEN", key) + len(records) > int(most):
             return 0
     lengths = []
-    for key, records in zip(keys, given[2:], strict=True):
+    for key, records in zip(keys[1:], several, strict=True):
         lengths.append(call(b"APPEND", key, records))
-        call(b"EXPIRE", key, given[0])
+        call(b"EXPIRE", key, life_s)
     return lengths
+
+
+def _drop(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
+    if not (call(b"GET", keys[0]) or b"").startswith(given[0]):
+        return 0
+    for key in keys[1:]:
+        call(b"UNLINK", key)
+    return 1
 
 
 def _swap(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:

@@ -20,6 +20,7 @@ from freshscore.config.loading import load_settings
 from freshscore.features.packing import Packer
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_door import command
+from freshscore.features.redis_erasing import Eraser
 from freshscore.features.redis_former_nodes import forget_former_nodes
 from freshscore.features.redis_scripts import KEEP, SWAP
 from freshscore.features.transaction import Transaction
@@ -263,12 +264,15 @@ def work_that_is_rare(own: Guarded, at_work: AtWork) -> None:
         with opened_deployment(load_settings("shared", settings=own.given_to(role))) as found:
             key = found.redis_keys.markers("0") + role.encode()
             given = (hashlib.sha1(b"x", usedforsecurity=False).hexdigest().encode(), b"y")
-            kept = (b"1", key + b":p", b"60", b"1000", b"z")
+            kept = (b"2", key, key + b":p", b"x", b"60", b"1000", b"z")
             keeping = command(b"EVALSHA", KEEP.digest, *kept)
             swapping = command(b"EVALSHA", SWAP.digest, b"1", key, b"1", *given, b"60")
             with at_work.during(role):
                 replies_to(found.nodes, [(b"0", command(b"APPEND", key, b"x"))])
                 assert replies_to(found.nodes, [(b"0", keeping), (b"0", swapping)]) == [[1], 1]
+            if role == "consumer":
+                with at_work.during(role):
+                    Eraser(found.store).erase((1, bytes(16)), now_ms())
             if role == "consumer" and found.settings.redis.cluster:
                 with at_work.during(role):
                     assert forget_former_nodes(found.nodes, found.redis_keys) == 0

@@ -13,7 +13,7 @@ import pytest
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_lines import Lines, ReplyError
-from freshscore.features.redis_scripts import BEGIN, KEEP, PROGRESS, SWAP
+from freshscore.features.redis_scripts import BEGIN, DROP, KEEP, PROGRESS, SWAP
 from freshscore.invalidation import node_markers
 from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.simulations.clock import VirtualClock
@@ -37,6 +37,7 @@ class _Calls:
             *[self.swap] * 6,
             *[self.append] * 4,
             *[self.keep] * 2,
+            self.let_go,
             self.begin,
             *[self.note] * 4,
             self.give_up,
@@ -87,9 +88,21 @@ class _Calls:
         return (b"EVALSHA", SWAP.digest, b"1", state, *given)
 
     def keep(self) -> tuple[bytes, ...]:
-        keys = [self.key(b"state") + b":p%d" % n for n in range(self.chance.randint(1, 3))]
-        given = [self.chance.randbytes(9) for _ in keys]
-        return (b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, b"1000", b"60", *given)
+        keys, beginning = self.buckets()
+        given = (beginning, b"1000", b"60", *(self.chance.randbytes(9) for _ in keys[1:]))
+        return (b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, *given)
+
+    def let_go(self) -> tuple[bytes, ...]:
+        keys, beginning = self.buckets()
+        return (b"EVALSHA", DROP.digest, b"%d" % len(keys), *keys, beginning)
+
+    def buckets(self) -> tuple[list[bytes], bytes]:
+        """The keys of a state and of some of its buckets; how it begins, or does not."""
+        chance, state = self.chance, self.key(b"state")
+        beginning = self.states.get(state, b"")[: chance.randrange(1, 60)] or b"none"
+        if chance.random() < 0.2:
+            beginning = b"another"
+        return [state, *(state + b":p%d" % n for n in range(chance.randint(1, 3)))], beginning
 
     def note(self) -> tuple[bytes, ...]:
         chance, pairs = self.chance, []
@@ -212,7 +225,7 @@ def test_commands_and_scripts_do_what_the_real_ones_do(
     finally:
         nodes.close()
     # Every script has done its work and has refused it.
-    for script in (PROGRESS, KEEP, SWAP, BEGIN):
+    for script in (PROGRESS, KEEP, DROP, SWAP, BEGIN):
         name = script.digest[:12].decode()
         assert len({reply for word, reply in answered if word == name}) >= 2, name
 
