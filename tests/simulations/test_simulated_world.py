@@ -119,18 +119,7 @@ def test_one_seed_makes_one_world(seed: int) -> None:
     assert _run(seed + 1, 1_000).counts != first.counts
 
 
-# Those of near states need many worlds, and tests/invalidation/test_following.py has some as well.
-_NEAR_FROM = 13
-
-
-@pytest.mark.parametrize(
-    ("canary", "trouble"),
-    [
-        *CANARIES[:_NEAR_FROM],
-        *(pytest.param(*one, marks=pytest.mark.soak) for one in CANARIES[_NEAR_FROM:]),
-    ],
-    ids=lambda one: _name_of(one),
-)
+@pytest.mark.parametrize(("canary", "trouble"), CANARIES, ids=lambda one: _name_of(one))
 def test_without_a_protection_a_law_breaks(
     canary: Callable[[pytest.MonkeyPatch], Callable[[Process], None]],
     trouble: dict[str, Any],

@@ -6,7 +6,7 @@
     a restart or failover that loses writes      markers_not_read, connections_made_anew,
                                                  losses_admitted
     two members compact one state                prefix_not_compared
-    the stream loses entries                     flushed_never
+    the stream loses entries                     gaps_not_seen, flushed_never
     a node that has lost everything              rebuilt_from_commit, epoch_not_asked
     scripts that are forgotten                   scripts_missing_for_ever
     a follower that sleeps                       silence_not_noticed
@@ -35,6 +35,7 @@ from freshscore.invalidation import beginnings, under_way, waiting_labels
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.node_markers import refusal_of
 from freshscore.invalidation.partitions import NodeMarker, begin_of
+from freshscore.invalidation.step import Step
 from freshscore.scoring import exchanges
 from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.pending import PendingEvent, PendingEvents
@@ -203,6 +204,12 @@ def scripts_missing_for_ever(patch: Patch) -> Change:
     return _nothing
 
 
+def gaps_not_seen(patch: Patch) -> Change:
+    """A follower goes on behind what it never heard."""
+    patch.setattr(Step, "shows_gap", lambda self, message: False)
+    return _nothing
+
+
 def silence_not_noticed(patch: Patch) -> Change:
     """Near states are served however long nothing was heard."""
     patch.setattr(Follower, "may_serve", lambda self: self._is_open)
@@ -255,6 +262,7 @@ CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = 
     (folded_too_early, {}),
     (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}),
     (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}),
+    (gaps_not_seen, {"kinds": ("restart", "fail over"), "pause": 0.0}),
     (silence_not_noticed, {"followed": 0.1}),
     (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}),
     (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}),
