@@ -63,9 +63,6 @@ _ROUND_MS: Final = 250
 _ROUNDS_OF_HEARTBEAT: Final = 17
 # Room for near states: none, so little that states are thrown out, and enough.
 _NEAR_BYTES: Final = (0, 1 << 14, 1 << 18, 1 << 18)
-# Actions that a world has at least, where it is not over before, and scores for which it has one.
-_LEAST_ACTS: Final = 1_000
-_SCORES_OF_ACT: Final = 40
 _ASKED_RECENT: Final = 300
 # How often many payments are scored at many instants, on states that hardly change meanwhile: so
 # many exchanges, each up to so long after its payments.
@@ -270,17 +267,16 @@ class SimulatedWorld:
 
     # What happens
 
-    def run(self, n_scores: int, *, rests: int = 2) -> None:
+    def run(self, n_scores: int, *, rests: int = 2, most_acts: int = 1_000) -> None:
         """Let things happen until so many scores were answered, coming to rest so often.
 
-        Where hardly any is answered, for trouble never ends, so many actions are enough.
+        most_acts: what is enough where hardly any is answered, for trouble never ends.
         Raises BrokenLaw, and whatever else a process should not have raised.
         """
         if self.chance.random() < _BEGUN_AT_REST:
             with self.calm():
                 self._settle()
             self.faults.begin(self.servers, self.log)
-        most_acts = max(_LEAST_ACTS, n_scores // _SCORES_OF_ACT)
         scores, acts = self.counts["scores"], self.n_acts
         for rest in range(1, rests + 1):
             while (
@@ -621,7 +617,7 @@ _OFTEN: Final = {
     "deliver": 8,
     "observe": 10,
     "follow": 12,
-    "score": 8,
+    "score": 14,
     "score many": 8,
     "trouble": 8,
     "members": 2,

@@ -24,7 +24,7 @@ class Faults:
     """How likely each is: of a thing sent, polled or committed, of a turn, of a step.
 
     followed: how likely followers are awake when time goes by.
-    kinds: of what `happen` draws from.
+    kinds: of what `happen` draws from. lost_writes: how many a node loses that dies, likewise.
     """
 
     chance: Chance
@@ -40,6 +40,7 @@ class Faults:
     pause: float
     followed: float
     kinds: tuple[str, ...]
+    lost_writes: tuple[int, ...] = _LOST_WRITES
 
     @classmethod
     def drawn(cls, chance: Chance) -> Faults:
@@ -102,14 +103,14 @@ class Faults:
             servers.cut_off.clear()
             return "go on"
         if kind == "restart":
-            servers.crash(number, chance.choice(_LOST_WRITES))
+            servers.crash(number, chance.choice(self.lost_writes))
             server.is_up = True
         elif kind == "crash":
-            servers.crash(number, chance.choice(_LOST_WRITES))
+            servers.crash(number, chance.choice(self.lost_writes))
         elif kind == "crash empty":
             servers.crash(number, None)
         elif kind == "fail over":
-            servers.fail_over(number, chance.choice(_LOST_WRITES))
+            servers.fail_over(number, chance.choice(self.lost_writes))
         elif kind == "stop":
             server.is_stopped = True
         elif kind == "partition":

@@ -245,26 +245,28 @@ def flushed_never(patch: Patch) -> Change:
     return _nothing
 
 
+# The last thing that a consumer does in a turn is to publish.
+_LAST_ENTRY_LOST: Final = {"kinds": ("fail over",), "lost_writes": (1,), "pause": 0.0}
 # No connection is made anew: each would load what a node has forgotten.
 _CONNECTED: Final = {"lost": 0.0, "cut": 0.0, "unanswered": 0.0, "slow": 0.0, "pause": 0.0}
-# Each with the trouble under which its protection matters.
-CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any]], ...]] = (
-    (markers_before_appends, {"kill": 0.1}),
-    (markers_not_read, {"kinds": ("restart", "fail over")}),
-    (rebuilt_from_commit, {"kinds": ("crash empty", "go on")}),
-    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}),
-    (epoch_not_asked, {"kinds": ("crash empty", "go on")}),
-    (letters_not_awaited, {"kill": 0.2}),
-    (never_united, {}),
-    (forgotten_at_once, {}),
-    (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}),
-    (held_as_if_read, {}),
-    (folded_too_early, {}),
-    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}),
-    (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}),
-    (gaps_not_seen, {"kinds": ("restart", "fail over"), "pause": 0.0}),
-    (silence_not_noticed, {"followed": 0.1}),
-    (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}),
-    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}),
-    (flushed_never, {"kinds": ("restart", "fail over"), "pause": 0.0}),
+# Each with the trouble under which its protection matters, and the first world that is tried.
+CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any], int], ...]] = (
+    (markers_before_appends, {"kill": 0.1}, 0),
+    (markers_not_read, {"kinds": ("restart", "fail over")}, 0),
+    (rebuilt_from_commit, {"kinds": ("crash empty", "go on")}, 0),
+    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}, 0),
+    (epoch_not_asked, {"kinds": ("crash empty", "go on")}, 0),
+    (letters_not_awaited, {"kill": 0.2}, 10),
+    (never_united, {}, 0),
+    (forgotten_at_once, {}, 0),
+    (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}, 0),
+    (held_as_if_read, {}, 2),
+    (folded_too_early, {}, 0),
+    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 0),
+    (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}, 0),
+    (gaps_not_seen, _LAST_ENTRY_LOST, 17),
+    (silence_not_noticed, {"followed": 0.1}, 12),
+    (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}, 2),
+    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}, 53),
+    (flushed_never, _LAST_ENTRY_LOST, 17),
 )
