@@ -36,7 +36,8 @@ REGRESSIONS = ((2, 4_000),)
 # side.
 _CHECKED = 1_000_000
 _SHARES = 8
-_SCORES = 40_000
+_SCORES = 60_000
+_ACTS = 700
 _MOST_WORLDS = 40
 # A world in which all there is happens.
 _BUSY_WORLD = 2
@@ -65,13 +66,14 @@ def _ground(kind: str = "trees") -> Ground:
     return Ground(world_settings(), program, keys, model)
 
 
-def _run(seed: int, n_scores: int, kind: str = "trees") -> SimulatedWorld:
+def _run(seed: int, n_scores: int, kind: str = "trees", n_acts: int = 1_000) -> SimulatedWorld:
     """Run one world; what it raises begins with its seed."""
     try:
         world = SimulatedWorld(random.Random(seed), _ground(kind))
-        world.run(n_scores)
+        world.run(n_scores, most_acts=n_acts)
     except Exception as problem:
-        raise AssertionError(f"seed {seed}, {n_scores} scores, {kind}: {problem!r}") from problem
+        said = f"seed {seed}: {n_scores} scores, {n_acts} acts, {kind}: {problem!r}"
+        raise AssertionError(said) from problem
     return world
 
 
@@ -83,7 +85,7 @@ def test_worlds_keep_the_laws(seed: int, share: int) -> None:
     """
     n_distinct = 0
     for number in range(_MOST_WORLDS):
-        checks = _run(seed + number, _SCORES, ("trees", "digest")[share % 2]).checks
+        checks = _run(seed + number, _SCORES, ("trees", "digest")[share % 2], _ACTS).checks
         assert checks.n_plain >= checks.n_checked // 1_000
         n_distinct += checks.n_distinct
         if n_distinct >= _CHECKED // _SHARES:
@@ -174,7 +176,7 @@ def test_many_worlds_keep_the_laws(pytestconfig: pytest.Config) -> None:
     clock, n_checked = SystemClock(), 0
     ends_s = clock.monotonic_s() + 60.0 * pytestconfig.getoption("--minutes")
     for number in itertools.count(seed):
-        n_checked += _run(number, _SCORES, ("trees", "digest")[number % 2]).checks.n_distinct
+        n_checked += _run(number, _SCORES, ("trees", "digest")[number % 2], _ACTS).checks.n_distinct
         print(f"worlds {seed} to {number}: {n_checked:,} scores checked", flush=True)
         if clock.monotonic_s() >= ends_s:
             return
