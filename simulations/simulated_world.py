@@ -64,10 +64,9 @@ _ROUNDS_OF_HEARTBEAT: Final = 17
 # Room for near states: none, so little that states are thrown out, and enough.
 _NEAR_BYTES: Final = (0, 1 << 14, 1 << 18, 1 << 18)
 _ASKED_RECENT: Final = 300
-# How often many payments are scored at many instants, on states that hardly change meanwhile: so
-# many exchanges, each up to so long after its payments.
-_SURVEYED: Final = 0.5
-_SURVEYS: Final = 48
+# Where answers are whole, many payments are scored at many instants, on states that hardly change
+# meanwhile: so many exchanges, each up to so long after its payments.
+_SURVEYED: Final = 48
 _SURVEYED_MS: Final = 700_000
 _DEEPEST: Final = 2
 # How many of the worlds begin with whole nodes; the others are degraded for a while.
@@ -88,6 +87,7 @@ class SimulatedWorld:
     """One world, drawn from `chance`; `run` lets things happen.
 
     changed: is called with each process that begins, and may take a protection out of it.
+    n_surveyed: exchanges of one survey of the payments of late; 0 for none.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class SimulatedWorld:
         )
         self.counts: Counter[str] = Counter()
         self.n_steps = self.n_acts = 0
+        self.n_surveyed = _SURVEYED
         self._depth = 0
         self._is_calm = False
         self._letters: set[bytes] = set()
@@ -387,8 +388,8 @@ class SimulatedWorld:
         self._score_all(process, self._asked_of(chance.choice((3, 40, _ROWS))))
         # Of answers that are degraded there is nothing more to be learned.
         found = self.answers.counts["whole"] > n_whole
-        if found and not self._depth and chance.random() < _SURVEYED:
-            for _ in range(_SURVEYS):
+        if found and not self._depth:
+            for _ in range(self.n_surveyed):
                 self._score_all(process, self._asked_of(_ROWS), chance.randrange(_SURVEYED_MS))
 
     def _asked(self) -> Content:

@@ -23,7 +23,6 @@ from typing import Final
 from freshscore.features.redis_progress import Marker, progress_of, topic_digest
 from freshscore.invalidation.partitions import Partition
 from freshscore.scoring import cache_layout as c
-from freshscore.scoring.decisions import unpacked
 from freshscore.scoring.result import Result
 from freshscore.simulations.simulated_log import Log
 from freshscore.simulations.simulated_servers import Servers
@@ -32,8 +31,10 @@ from freshscore.simulations.world_near import Published
 from freshscore.simulations.world_scorer import Observed, ScorerProcess
 from freshscore.simulations.world_truth import NOTHING, BrokenLaw, Content, Snapshot, Truth
 
-# Optional pending records whose every choice is tried.
+# Of optional pending records all are tried, and every choice of fewer than so many of the first.
 _MOST_TRIED: Final = 8
+_MOST_CHOSEN_FROM: Final = 12
+_IDENTITY_BYTES: Final = 8
 _MOST_UNITED: Final = 20_000
 _FORGOTTEN_S: Final = 30.0
 
@@ -87,7 +88,7 @@ class Answers:
         """
         counts, following = self.counts, iter(decisions)
         # Rows that read one state, and count the same of what is pending, are looked at once.
-        looked_at: dict[tuple[bytes, bytes, tuple[bytes, ...]], Snapshot] = {}
+        looked_at: dict[tuple[bytes, bytes, bytes], Snapshot] = {}
         for content, result in zip(contents, results, strict=True):
             decision = None if result.error is not None else next(following)
             if decision is None or result.score is None:
@@ -99,10 +100,9 @@ class Answers:
                 continue
             counts["whole"] += 1
             counts["near"] += process.reading.near is not None
-            pending: tuple[bytes, ...] = ()
-            if result.pending:
-                pending = unpacked(decision).pending
-                counts["with pending"] += 1
+            # Identities are the end of a decision (scoring/decisions.py).
+            pending = decision[len(decision) - _IDENTITY_BYTES * result.pending :]
+            counts["with pending"] += bool(pending)
             served: list[Snapshot | None] = []
             at, raw = c.OUT_VERSIONS, result.raw
             for key in content.states:
@@ -123,13 +123,16 @@ class Answers:
         number: int,
         key: bytes,
         version: bytes,
-        pending: tuple[bytes, ...],
+        pending: bytes,
         step: int,
     ) -> Snapshot:
         """What an answer counts of one state, which has this version in it."""
+        counted = [
+            pending[at : at + _IDENTITY_BYTES] for at in range(0, len(pending), _IDENTITY_BYTES)
+        ]
         read = state = process.reading.states[key]
         if key in process.observed:
-            state = self._with_pending(process, number, key, read, version, pending, step)
+            state = self._with_pending(process, number, key, read, version, counted, step)
         if state.version != version:
             raise BrokenLaw(
                 f"step {step}: entity {read.entity} has version {version.hex()[:8]}; of the"
@@ -148,7 +151,7 @@ class Answers:
         key: bytes,
         read: Snapshot,
         version: bytes,
-        pending: tuple[bytes, ...],
+        pending: Sequence[bytes],
         step: int,
     ) -> Snapshot:
         """What was read with what is pending; what must be pending is."""
@@ -168,13 +171,11 @@ class Answers:
             raise BrokenLaw(
                 f"step {step}: {len(missing)} events that this scorer has observed do not count"
             )
-        # While a request waits for a node that is away, the time of many may end at once.
-        state = self._union(read, must | may)
-        if state.version == version:
-            return state
-        options = sorted(may - must)[:_MOST_TRIED]
-        for n in range(len(options) + 1):
-            for some in itertools.combinations(options, n):
+        options = sorted(may - must)
+        # Mostly all of them; what left one state before it left another makes the others.
+        for n in (len(options), *range(min(len(options), _MOST_TRIED))):
+            among = options if n == len(options) else options[:_MOST_CHOSEN_FROM]
+            for some in itertools.combinations(among, n):
                 state = self._union(read, must | {*some})
                 if state.version == version:
                     return state
@@ -214,10 +215,9 @@ class Answers:
             held = process.observed.get(key)
             if not held:
                 continue
-            reading = process.reading
-            shown = [reading.states.get(key, NOTHING), *reading.shown.get(key, ())]
+            read = process.reading.states.get(key, NOTHING).records
             for one in held:
-                if any(one.records[key] in read.records for read in shown):
+                if one.records[key] in read:
                     one.seen_at.setdefault(key, process.n_scores)
             if not process.is_under_way:
                 # Time went by since they were united: what has just ended may have counted.

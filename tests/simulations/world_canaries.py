@@ -10,7 +10,7 @@
     a node that has lost everything              rebuilt_from_commit, epoch_not_asked
     scripts that are forgotten                   scripts_missing_for_ever
     a follower that sleeps                       silence_not_noticed
-    another thread, or a follower, meanwhile     tickets_not_kept, tickets_drawn_late
+    another thread, or a follower, meanwhile     tickets_not_kept, notes_not_looked_at
     events and facts on their way                never_united, forgotten_at_once
     labels that wait, late events                held_as_if_read, folded_too_early
 
@@ -37,7 +37,6 @@ from freshscore.invalidation.node_markers import refusal_of
 from freshscore.invalidation.partitions import NodeMarker, begin_of
 from freshscore.invalidation.step import Step
 from freshscore.scoring import exchanges
-from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.pending import PendingEvent, PendingEvents
 from freshscore.simulations import simulated_scripts
 from freshscore.simulations.world_processes import ConsumerProcess, Process
@@ -216,16 +215,15 @@ def silence_not_noticed(patch: Patch) -> Change:
     return _nothing
 
 
-def tickets_drawn_late(patch: Patch) -> Change:
+def notes_not_looked_at(patch: Patch) -> Change:
     """A near state takes no notice of what was followed while its exchange was under way."""
-    draw, admit = NearReading.draw, NearReading.admit
+    admit = NearStates.admit
 
-    def admitted(self: NearReading, seat: Any, *given: Any, adds: bool) -> None:
-        draw(self, seat)
-        admit(self, seat, *given, adds=adds)
+    def admitted(self: NearStates, row: bytes, states: Any, room: Any, **given: Any) -> int:
+        room._drawn[:8] = _NO_TICKET.to_bytes(8, "little")
+        return admit(self, row, states, room, **given)
 
-    patch.setattr(NearReading, "draw", lambda self, seat: None)
-    patch.setattr(NearReading, "admit", admitted)
+    patch.setattr(NearStates, "admit", admitted)
     return _nothing
 
 
@@ -246,7 +244,13 @@ def flushed_never(patch: Patch) -> Change:
 
 
 # The last thing that a consumer does in a turn is to publish.
-_LAST_ENTRY_LOST: Final = {"kinds": ("fail over",), "lost_writes": (1,), "pause": 0.0}
+_LAST_ENTRY_LOST: Final = {
+    "kinds": ("fail over",),
+    "lost_writes": (1, 2, 3),
+    "pause": 0.0,
+    "kill": 0.0,
+    "followed": 0.5,
+}
 # No connection is made anew: each would load what a node has forgotten.
 _CONNECTED: Final = {"lost": 0.0, "cut": 0.0, "unanswered": 0.0, "slow": 0.0, "pause": 0.0}
 # Each with the trouble under which its protection matters, and the first world that is tried.
@@ -254,19 +258,19 @@ CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any], int], ...
     (markers_before_appends, {"kill": 0.1}, 0),
     (markers_not_read, {"kinds": ("restart", "fail over")}, 0),
     (rebuilt_from_commit, {"kinds": ("crash empty", "go on")}, 0),
-    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}, 0),
+    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}, 7),
     (epoch_not_asked, {"kinds": ("crash empty", "go on")}, 0),
-    (letters_not_awaited, {"kill": 0.2}, 10),
+    (letters_not_awaited, {"kill": 0.2}, 13),
     (never_united, {}, 0),
     (forgotten_at_once, {}, 0),
     (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}, 0),
-    (held_as_if_read, {}, 2),
+    (held_as_if_read, {}, 7),
     (folded_too_early, {}, 0),
-    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 0),
+    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 3),
     (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}, 0),
-    (gaps_not_seen, _LAST_ENTRY_LOST, 17),
-    (silence_not_noticed, {"followed": 0.1}, 12),
-    (tickets_drawn_late, {"pause": 0.3, "kinds": ("go on",)}, 2),
-    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}, 53),
-    (flushed_never, _LAST_ENTRY_LOST, 17),
+    (gaps_not_seen, _LAST_ENTRY_LOST, 40),
+    (silence_not_noticed, {"followed": 0.1}, 2),
+    (notes_not_looked_at, {"pause": 0.3, "kinds": ("go on",)}, 16),
+    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}, 0),
+    (flushed_never, _LAST_ENTRY_LOST, 0),
 )
