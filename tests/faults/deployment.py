@@ -370,9 +370,9 @@ class Deployment(Ground):
         return RedisSettings(url=self.redis.url, namespace=self.name, cluster=is_cluster)
 
     def n_folded(self) -> int:
-        """How many states have folded events with facts, which have a key of their own."""
+        """How many keys there are of what was folded and may have to be taken out again."""
         with self.redis.client() as client:
-            pattern = f"{self.name}:{{*}}:*:p"
+            pattern = f"{self.name}:{{*}}:*:p???"
             return sum(1 for _ in client.scan_iter(match=pattern, count=1_000))
 
     def epoch(self) -> bytes | None:
