@@ -1,6 +1,7 @@
-"""The URL of Redis: one server, any node of a cluster, or the Sentinels that know a primary.
+"""The URL of Redis: one server, some nodes of a cluster, or the Sentinels that know a primary.
 
     redis://USER@HOST:6379/DATABASE
+    redis://USER@HOST:6379,HOST:6379
     rediss://USER@HOST:6379/DATABASE?ssl_ca_certs=ca.pem
     redis+sentinel://USER@SENTINEL:26379,SENTINEL:26379/PRIMARY/DATABASE
 
@@ -20,8 +21,9 @@ SCHEMES: Final = r"^rediss?(\+sentinel)?://"
 _MOST_PORT: Final = 65_535
 _PORT: Final = 6_379
 _SENTINEL_PORT: Final = 26_379
-_MOST_SENTINELS: Final = 32
-_SENTINEL: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+_MOST_SERVERS: Final = 32
+_SERVER: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+_AFTER_SERVERS: Final = re.compile(r"[/?#]|$")
 # What Sentinel takes as a name.
 _PRIMARY_PATH: Final = re.compile(r"/([A-Za-z0-9._-]{1,255})(/[0-9]{1,5})?")
 _DATABASE_PATH: Final = re.compile(r"/?|/[0-9]{1,5}")
@@ -39,13 +41,12 @@ _TLS_OPTIONS: Final = (
     "ssl_password",
 )
 _PASSWORD_IN_URL: Final = "holds a password, which belongs into FRESHSCORE_REDIS__PASSWORD"
-_HOST_AND_PORT: Final = f"must have a host, and a port from 1 to {_MOST_PORT}"
 
 
 class RedisUrl(NamedTuple):
     """What a URL names.
 
-    servers: host and port of the server or node, or of the Sentinels. primary: the name that the
+    servers: host and port of the server, of nodes, or of the Sentinels. primary: the name that the
     Sentinels know it by; None without Sentinels. plain: the URL of the first server as if it were
     the Redis itself, which has the user, the database and the options of TLS.
     """
@@ -60,42 +61,27 @@ def redis_url(text: str) -> RedisUrl:
     # First of all: no other message may quote a part of what is a password.
     if ":" in text.partition("://")[2].rpartition("@")[0]:
         raise ValueError(_PASSWORD_IN_URL)
-    if "+sentinel://" in text:
-        return _of_sentinels(text)
-    parts = _split(text)
-    host, port = _host_and_port(parts)
-    if not _DATABASE_PATH.fullmatch(parts.path) or parts.fragment:
-        raise ValueError("must name the database by its number, or none: redis://HOST:6379/0")
-    _refuse_options(parts)
-    return RedisUrl(((host, port or _PORT),), None, text)
-
-
-def _of_sentinels(text: str) -> RedisUrl:
-    scheme, _, rest = text.partition("+sentinel://")
-    place, slash, path = rest.partition("/")
-    user, at, listed = place.rpartition("@")
+    scheme, _, rest = text.partition("://")
+    scheme, _, kind = scheme.partition("+")
+    ends = _AFTER_SERVERS.search(rest)
+    at = len(rest) if ends is None else ends.start()
+    user, with_user, listed = rest[:at].rpartition("@")
     names = listed.split(",")
-    servers = tuple(_sentinel(one) for one in names)
-    if len(servers) > _MOST_SENTINELS:
-        raise ValueError(f"names {len(servers)} Sentinels, and at most {_MOST_SENTINELS} are asked")
-    parts = _split(f"{scheme}://{user}{at}{names[0]}{slash}{path}")
-    named = _PRIMARY_PATH.fullmatch(parts.path)
-    if named is None or parts.fragment:
-        raise ValueError(
-            "must name the primary as the Sentinels do, and its database by a number or not at all:"
-            " redis+sentinel://SENTINEL:26379,SENTINEL:26379/PRIMARY/0"
-        )
+    if len(names) > _MOST_SERVERS:
+        raise ValueError(f"names {len(names)} servers, and at most {_MOST_SERVERS} are asked")
+    servers = tuple(_server(one, _SENTINEL_PORT if kind else _PORT) for one in names)
+    parts = _split(f"{scheme}://{user}{with_user}{names[0]}{rest[at:]}")
+    primary, database = _primary_in(parts) if kind else (None, _database_in(parts))
     _refuse_options(parts)
-    plain = parts._replace(path=named[2] or "").geturl()
-    return RedisUrl(servers, named[1], plain)
+    return RedisUrl(servers, primary, parts._replace(path=database).geturl())
 
 
-def _sentinel(text: str) -> tuple[str, int]:
-    found = _SENTINEL.fullmatch(text.strip())
-    port = _SENTINEL_PORT if found is None or found[2] is None else int(found[2])
+def _server(text: str, port_without: int) -> tuple[str, int]:
+    found = _SERVER.fullmatch(text.strip())
+    port = port_without if found is None or found[2] is None else int(found[2])
     if found is None or not 1 <= port <= _MOST_PORT:
         raise ValueError(
-            f"must name each Sentinel by its host, and a port from 1 to {_MOST_PORT} or none,"
+            f"must name each server by its host, and a port from 1 to {_MOST_PORT} or none,"
             " with commas between them"
         )
     return found[1].strip("[]"), port
@@ -105,17 +91,26 @@ def _split(text: str) -> SplitResult:
     try:
         return urlsplit(text)
     except ValueError:
-        raise ValueError(_HOST_AND_PORT) from None
+        # Of the user: the servers were looked at.
+        raise ValueError("has a user with characters that must be written as %XX") from None
 
 
-def _host_and_port(parts: SplitResult) -> tuple[str, int | None]:
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(_HOST_AND_PORT) from None
-    if not host or port == 0:
-        raise ValueError(_HOST_AND_PORT)
-    return host, port
+def _database_in(parts: SplitResult) -> str:
+    """The path that names the database, or none."""
+    if not _DATABASE_PATH.fullmatch(parts.path) or parts.fragment:
+        raise ValueError("must name the database by its number, or none: redis://HOST:6379/0")
+    return parts.path
+
+
+def _primary_in(parts: SplitResult) -> tuple[str, str]:
+    """The name of the primary, and the path behind it."""
+    named = _PRIMARY_PATH.fullmatch(parts.path)
+    if named is None or parts.fragment:
+        raise ValueError(
+            "must name the primary as the Sentinels do, and its database by a number or not at all:"
+            " redis+sentinel://SENTINEL:26379,SENTINEL:26379/PRIMARY/0"
+        )
+    return named[1], named[2] or ""
 
 
 def _refuse_options(parts: SplitResult) -> None:

@@ -314,7 +314,7 @@ class Settings(BaseSettings):
 
 def _relations(settings: Settings) -> list[tuple[bool, str]]:
     store, model, redis, kafka = settings.store, settings.model, settings.redis, settings.kafka
-    journal = settings.journal
+    journal, url = settings.journal, settings.redis.parsed_url
     topics = (
         kafka.transactions_topic,
         kafka.labels_topic,
@@ -360,8 +360,13 @@ def _relations(settings: Settings) -> list[tuple[bool, str]]:
             " their own, so at least 3",
         ),
         (
-            redis.parsed_url.primary is None or not redis.cluster,
+            url.primary is None or not redis.cluster,
             "redis.url names Sentinels, and redis.cluster is true: nodes of a cluster have none",
+        ),
+        (
+            len(url.servers) == 1 or redis.cluster or url.primary is not None,
+            f"redis.url names {len(url.servers)} servers, and redis.cluster is false: only of a"
+            " cluster, or of Sentinels, can there be several",
         ),
         (
             len({*topics}) == len(topics),

@@ -16,6 +16,14 @@ from freshscore.config.redis_url import RedisUrl, redis_url
             RedisUrl((("::1", 7),), None, "rediss://u@[::1]:7/2?ssl_cert_reqs=none"),
         ),
         (
+            "rediss://u@one, [::1]:7,three?ssl_cert_reqs=none",
+            RedisUrl(
+                (("one", 6_379), ("::1", 7), ("three", 6_379)),
+                None,
+                "rediss://u@one?ssl_cert_reqs=none",
+            ),
+        ),
+        (
             "redis+sentinel://one/name",
             RedisUrl((("one", 26_379),), "name", "redis://one"),
         ),

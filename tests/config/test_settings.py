@@ -123,13 +123,17 @@ BEYOND = [
 ]
 # The value is not in the message: it may hold a password.
 BAD_URLS = [
-    ("redis://", "must have a host"),
-    ("redis://:6379/0", "must have a host"),
-    ("redis://user@/0", "must have a host"),
+    ("redis://", "each server by its host"),
+    ("redis://:6379/0", "each server by its host"),
+    ("redis://user@/0", "each server by its host"),
     ("redis://host:port/0", "port from 1 to 65535"),
     ("redis://host:99999/0", "port from 1 to 65535"),
     ("redis://host:0/0", "port from 1 to 65535"),
-    ("redis://[::1/0", "must have a host"),
+    ("redis://one,two:0/0", "port from 1 to 65535"),
+    ("redis://one,,two/0", "each server by its host"),
+    ("redis://[::1/0", "each server by its host"),
+    ("redis://[user@host/0", "written as %XX"),
+    (f"redis://{','.join(['one'] * 33)}", "at most 32"),
     ("redis://host/abc", "database by its number"),
     ("redis://host/-1", "database by its number"),
     ("redis://host/0/1", "database by its number"),
@@ -146,11 +150,11 @@ BAD_URLS = [
     ("redis+sentinel://host", "must name the primary"),
     ("redis+sentinel://host/0/1/2", "must name the primary"),
     ("redis+sentinel://host/name/zero", "must name the primary"),
-    ("redis+sentinel:///name", "each Sentinel by its host"),
-    ("redis+sentinel://one,/name", "each Sentinel by its host"),
+    ("redis+sentinel:///name", "each server by its host"),
+    ("redis+sentinel://one,/name", "each server by its host"),
     ("redis+sentinel://one,two:0/name", "port from 1 to 65535"),
     ("redis+sentinel://one:99999/name", "port from 1 to 65535"),
-    ("redis+sentinel://[::1,two/name", "each Sentinel by its host"),
+    ("redis+sentinel://[::1,two/name", "each server by its host"),
     (f"redis+sentinel://{','.join(['one'] * 33)}/name", "at most 32"),
     ("redis+sentinel://user:hunter2@one,two/name", "FRESHSCORE_REDIS__PASSWORD"),
     ("redis+sentinel://one,two/name?password=hunter2", "FRESHSCORE_REDIS__PASSWORD"),
@@ -219,6 +223,13 @@ def test_impossible_url_of_redis_is_an_error_that_shows_no_password(url: str, li
 )
 def test_addresses_and_names_as_systems_have_them_are_taken(key: str, value: str) -> None:
     assert dict(flat(load_settings(settings={key: value}, env={})))[key] == value
+
+
+def test_several_nodes_are_of_a_cluster() -> None:
+    several = {"redis.url": "redis://u@one:1,[::1],three/0", "redis.cluster": True}
+    assert dict(flat(load_settings(settings=several, env={})))["redis.url"] == several["redis.url"]
+    with pytest.raises(SettingsError, match=r"redis\.url names 3 servers, and redis\.cluster is"):
+        load_settings(settings=several | {"redis.cluster": False}, env={})
 
 
 def test_sentinels_know_no_cluster() -> None:
