@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import redis
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
@@ -376,11 +377,16 @@ class Deployment(Ground):
             return sum(1 for _ in client.scan_iter(match=pattern, count=1_000))
 
     def epoch(self) -> bytes | None:
-        """The epochs of all nodes; None while one has none."""
+        """The epochs of all nodes; None while one has none, or is away."""
         n_nodes = len(self.servers)
-        with self.redis.client() as client:
-            markers = sorted(client.scan_iter(match=f"{self.name}:{{*}}:markers:*", count=1_000))
-            found: list[Any] = [client.hget(key, "epoch") for key in markers]
+        try:
+            with self.redis.client() as client:
+                markers = sorted(
+                    client.scan_iter(match=f"{self.name}:{{*}}:markers:*", count=1_000)
+                )
+                found: list[Any] = [client.hget(key, "epoch") for key in markers]
+        except redis.RedisError:
+            return None
         return None if len(found) < n_nodes or None in found else b" ".join(found)
 
     @property

@@ -23,6 +23,7 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.store import MemoryStore
 from tests.features.stored_states import LIMITS, NOON_MS, Ground, Payment
+from tests.servers.redis_servers import cluster_nodes
 
 EPOCH: Final = bytes(range(8))
 # Numbers of cards and merchants that the contract's payments are of.
@@ -54,10 +55,12 @@ def redis_settings(url: str, **given: Any) -> RedisSettings:
 def client_of(nodes: Nodes) -> Any:
     """A client of the library's own for the same servers; whoever asks closes it."""
     settings = nodes.settings
+    url = settings.parsed_url
     password = settings.password and settings.password.get_secret_value()
-    made: type[redis.Redis | redis.RedisCluster]
-    made = redis.RedisCluster if settings.cluster else redis.Redis
-    return made.from_url(settings.url, password=password)
+    if not settings.cluster:
+        return redis.Redis.from_url(url.plain, password=password)
+    others = cluster_nodes(url.servers[1:])
+    return redis.RedisCluster.from_url(url.plain, password=password, startup_nodes=others)
 
 
 class MemoryPlace:

@@ -211,10 +211,13 @@ def test_a_slot_that_nobody_asks_for_is_noticed_too(own_cluster: OwnCluster) -> 
 
 @pytest.mark.servers
 def test_a_node_that_cannot_be_reached_is_looked_for(own_cluster: OwnCluster) -> None:
-    """A primary that is gone answers nothing, not even where its slots are now."""
+    """A primary that is gone answers nothing, not even where its slots are now.
+
+    Whoever starts then asks the next that the URL names.
+    """
     cluster = own_cluster(replicas=1)
     nodes = Nodes.open(redis_settings(cluster.url, cluster=True, timeout_ms=200))
-    node = 1
+    node = 0
     gone, replica = cluster.nodes[node], cluster.nodes[3 + node]
     with nodes.lines() as lines:
         assert lines.ask(node, b"PING") == b"PONG"
@@ -230,7 +233,13 @@ def test_a_node_that_cannot_be_reached_is_looked_for(own_cluster: OwnCluster) ->
     replica.wait_until(is_found, 10.0)
     with nodes.lines() as lines:
         assert lines.ask(node, b"PING") == b"PONG"
+    assert nodes.settings.parsed_url.servers[0] == (LOOPBACK, gone.port)
+    begun = Nodes.open(nodes.settings)
+    assert begun.topology.is_like(nodes.topology)
+    begun.close()
     nodes.close()
+    with pytest.raises(Unavailable):
+        Nodes.open(redis_settings(gone.url, cluster=True))
 
 
 @pytest.mark.servers

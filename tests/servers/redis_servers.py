@@ -5,7 +5,7 @@ The raw client is used here on purpose: tests look at the product from outside o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.retry import Retry
 
 from tests.servers.ports import LOOPBACK
@@ -181,8 +182,8 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """The first node's; clients find the others by themselves."""
-        return self.nodes[0].url
+        """What freshscore is given: all nodes, for any of them may be the one that is away."""
+        return self._of_all(self.nodes[0].url)
 
     @property
     def primaries(self) -> list[RedisServer]:
@@ -195,11 +196,13 @@ class RedisCluster:
 
     def url_of(self, user: str) -> str:
         """What a client of that user is given."""
-        return self.nodes[0].url_of(user)
+        return self._of_all(self.nodes[0].url_of(user))
 
     def client(self) -> redis.RedisCluster:
         """A new client of the whole cluster; whoever asks closes it."""
-        return redis.RedisCluster.from_url(self.url)
+        running = [node for node in self.nodes if node.is_running]
+        others = cluster_nodes((LOOPBACK, node.port) for node in running[1:])
+        return redis.RedisCluster.from_url(running[0].url, startup_nodes=others)
 
     def start(self) -> None:
         """Start all nodes and make them one cluster that serves all slots; or ServerFailed."""
@@ -225,6 +228,10 @@ class RedisCluster:
         """End all nodes and delete their data; again does no harm."""
         for node in self.nodes:
             node.close()
+
+    def _of_all(self, url: str) -> str:
+        """The URL of the first node as one of all nodes."""
+        return url.replace(address(self.nodes[0]), ",".join(map(address, self.nodes)))
 
     def _give_slots(self) -> None:
         n = self._primaries
@@ -295,6 +302,11 @@ class _ClusterNode(ReplicatedRedis):
         super()._prepare()
         with (self._folder / "redis.conf").open("a", encoding="utf-8") as file:
             file.write(f"cluster-port {self.bus_port}\n")
+
+
+def cluster_nodes(places: Iterable[tuple[str, int]]) -> list[ClusterNode]:
+    """Where a client of the library may ask for a cluster."""
+    return [ClusterNode(*at) for at in places]  # type: ignore[no-untyped-call]  # the library's
 
 
 def _info(client: redis.Redis, section: str) -> dict[str, Any]:
