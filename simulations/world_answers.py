@@ -29,7 +29,7 @@ from freshscore.simulations.simulated_servers import Servers
 from freshscore.simulations.world_checks import Checked, Checks
 from freshscore.simulations.world_near import Published
 from freshscore.simulations.world_scorer import Observed, ScorerProcess
-from freshscore.simulations.world_truth import NOTHING, BrokenLaw, Content, Snapshot, Truth
+from freshscore.simulations.world_truth import BrokenLaw, Content, Snapshot, Truth
 
 # Of optional pending records all are tried, and every choice of fewer than so many of the first.
 _MOST_TRIED: Final = 8
@@ -130,19 +130,25 @@ class Answers:
         counted = [
             pending[at : at + _IDENTITY_BYTES] for at in range(0, len(pending), _IDENTITY_BYTES)
         ]
-        read = state = process.reading.states[key]
-        if key in process.observed:
-            state = self._with_pending(process, number, key, read, version, counted, step)
-        if state.version != version:
-            raise BrokenLaw(
-                f"step {step}: entity {read.entity} has version {version.hex()[:8]}; of the"
-                f" {len(read.records)} records that were read it is {state.version.hex()[:8]}"
-            )
-        if process.reading.near is None:
-            self._check_vouched(process, key, read, state, step)
-        else:
-            self._check_near(process.reading.near, key, read, state, step)
-        return state
+        said: list[str] = []
+        for read in process.reading.states[key]:
+            state, n_missing = read, 0
+            if key in process.observed:
+                state, n_missing = self._with_pending(process, number, key, read, version, counted)
+            if n_missing:
+                said.append(f"{n_missing} events that this scorer has observed do not count")
+            elif state.version != version:
+                said.append(
+                    f"entity {read.entity} has version {version.hex()[:8]}; of the"
+                    f" {len(read.records)} records that were read it is {state.version.hex()[:8]}"
+                )
+            else:
+                if process.reading.near is None:
+                    self._check_vouched(process, key, read, state, step)
+                else:
+                    self._check_near(process.reading.near, key, read, state, step)
+                return state
+        raise BrokenLaw(f"step {step}: {'; or '.join(said)}")
 
     def _with_pending(
         self,
@@ -152,9 +158,8 @@ class Answers:
         read: Snapshot,
         version: bytes,
         pending: Sequence[bytes],
-        step: int,
-    ) -> Snapshot:
-        """What was read with what is pending; what must be pending is."""
+    ) -> tuple[Snapshot, int]:
+        """What was read with what is pending; and of how much that must be pending nothing is."""
         now_s = process.clock.monotonic_s()
         must: set[bytes] = set()
         may: set[bytes] = set()
@@ -168,9 +173,7 @@ class Answers:
                 may.add(record)
         missing = {record[:8] for record in must} - {*pending}
         if missing:
-            raise BrokenLaw(
-                f"step {step}: {len(missing)} events that this scorer has observed do not count"
-            )
+            return read, len(missing)
         options = sorted(may - must)
         # Mostly all of them; what left one state before it left another makes the others.
         for n in (len(options), *range(min(len(options), _MOST_TRIED))):
@@ -178,8 +181,8 @@ class Answers:
             for some in itertools.combinations(among, n):
                 state = self._union(read, must | {*some})
                 if state.version == version:
-                    return state
-        return self._union(read, must)
+                    return state, 0
+        return self._union(read, must), 0
 
     def _is_due(
         self, process: ScorerProcess, one: Observed, key: bytes, number: int, now_s: float
@@ -215,9 +218,9 @@ class Answers:
             held = process.observed.get(key)
             if not held:
                 continue
-            read = process.reading.states.get(key, NOTHING).records
+            read = process.reading.states.get(key, ())
             for one in held:
-                if one.records[key] in read:
+                if any(one.records[key] in snapshot.records for snapshot in read):
                     one.seen_at.setdefault(key, process.n_scores)
             if not process.is_under_way:
                 # Time went by since they were united: what has just ended may have counted.

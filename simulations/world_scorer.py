@@ -116,12 +116,14 @@ class Observed:
 class Reading:
     """What one request asks for, and has read so far.
 
-    states: by key what was read; summaries: of nodes, by key; near: of the follower, where the
-    states were near. shown: by key near states that rows were answered on without Redis.
+    states: by key what was read, each time that it was, the latest first: a state is read once more
+    where something that was folded of it is asked for, and other rows stand on what was before.
+    summaries: of nodes, by key; near: of the follower, where the states were near. shown: by key
+    near states that rows were answered on without Redis.
     """
 
     asked: Sequence[Content] = ()
-    states: dict[bytes, Snapshot] = field(default_factory=dict)
+    states: dict[bytes, list[Snapshot]] = field(default_factory=dict)
     summaries: dict[bytes, bytes | None] = field(default_factory=dict)
     near: bytes | None = None
     shown: dict[bytes, list[Snapshot]] = field(default_factory=dict)
@@ -181,7 +183,8 @@ class ScorerProcess(Process):
             for key in dict.fromkeys(asked):
                 held = node.held(key)
                 if key in truth.states:
-                    reading.states[key] = snapshot = truth.snapshot(node, key)
+                    snapshot = truth.snapshot(node, key)
+                    reading.states.setdefault(key, []).insert(0, snapshot)
                     if self.following is not None:
                         self._brought.note(key, held or b"", snapshot)
                 else:
@@ -208,7 +211,7 @@ class ScorerProcess(Process):
                     continue
                 found = self._brought.counted(key, data or b"")
                 if len(reading.asked) == 1:
-                    reading.states[key] = found
+                    reading.states[key] = [found]
                 else:
                     # Other rows stand on what an exchange has brought.
                     reading.shown.setdefault(key, []).append(found)
