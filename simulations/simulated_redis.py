@@ -12,6 +12,7 @@ Source: the Redis serialization protocol (RESP 2) and the documentation of each 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,14 @@ _OK: Final = "OK"
 # Requests that are read often are parsed once: a score asks for the same keys again and again.
 _MOST_PARSED: Final = 4_096
 _LONGEST_KEPT: Final = 1_024
+# What a request for many states consists of, which is found faster than it is parsed: no key has a
+# carriage return in it.
+_ASKED: Final = (
+    rb"\*2\r\n\$3\r\nGET\r\n\$\d+\r\n([^\r]*)\r\n"
+    rb"|\*3\r\n\$4\r\nMGET\r\n\$\d+\r\n([^\r]*)\r\n\$\d+\r\n([^\r]*)\r\n"
+)
+_ONE_ASKED: Final = re.compile(_ASKED)
+_ALL_ASKED: Final = re.compile(b"(?:%b)*+" % _ASKED)
 
 _Value = bytearray | dict[bytes, bytes] | list[bytes] | set[bytes] | list[tuple[bytes, Any]]
 Undo = Callable[[], object]
@@ -90,15 +99,17 @@ class SimulatedNode:
 
     def run(self, commands: Sequence[Sequence[bytes]]) -> bytes:
         """Do the commands, one after the other; the bytes of all replies."""
-        return b"".join(
-            [
-                self._read(parts[1]) if parts[0] == b"GET" else encoded(self.reply(parts))
-                for parts in commands
-            ]
-        )
+        return b"".join([self._answer(parts) for parts in commands])
+
+    def _answer(self, parts: Sequence[bytes]) -> bytes:
+        if parts[0] == b"GET":
+            return self._read(parts[1])
+        if parts[0] == b"MGET":
+            return b"*%d\r\n%b" % (len(parts) - 1, b"".join(map(self._read, parts[1:])))
+        return encoded(self.reply(parts))
 
     def _read(self, key: bytes) -> bytes:
-        """The reply to GET: scores ask for the same states again and again."""
+        """The reply to GET, or a part of one: scores ask for the same states over and over."""
         if self._answered_at != self.n_changes:
             self._answered.clear()
             self._answered_at = self.n_changes
@@ -418,6 +429,10 @@ def parsed(request: bytes) -> list[list[bytes]]:
 
 def parsed_upto(request: bytes) -> tuple[list[list[bytes]], int]:
     """The whole commands in a request (RESP 2), and how many bytes they take."""
+    if _ALL_ASKED.fullmatch(request):
+        asked = _ONE_ASKED.findall(request)
+        whole = [[b"MGET", a, b] if a else [b"GET", key] for key, a, b in asked]
+        return whole, len(request)
     found: list[list[bytes]] = []
     at, end, find = 0, len(request), request.find
     while at < end:
