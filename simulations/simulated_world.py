@@ -384,13 +384,19 @@ class SimulatedWorld:
     def _score_many(self) -> None:
         """Some payments, or as many as there are of late at many instants."""
         chance, process = self.chance, self.chance.choice(self.scorers)
-        n_whole = self.answers.counts["whole"]
         self._score_all(process, self._asked_of(chance.choice((3, 40, _ROWS))))
-        # Of answers that are degraded there is nothing more to be learned.
-        found = self.answers.counts["whole"] > n_whole
-        if found and not self._depth:
-            for _ in range(self.n_surveyed):
-                self._score_all(process, self._asked_of(_ROWS), chance.randrange(_SURVEYED_MS))
+        if not self._depth:
+            self._survey(process)
+
+    def _survey(self, process: ScorerProcess) -> None:
+        """Score the payments of late at many instants."""
+        counts, chance = self.answers.counts, self.chance
+        for _ in range(self.n_surveyed):
+            n_whole, asked = counts["whole"], self._asked_of(_ROWS)
+            self._score_all(process, asked, chance.randrange(_SURVEYED_MS))
+            # Of answers that are degraded, or refused, there is nothing more to be learned.
+            if 2 * (counts["whole"] - n_whole) < len(asked):
+                return
 
     def _asked(self) -> Content:
         """A content to be scored: one of late, or new."""
@@ -566,6 +572,7 @@ class SimulatedWorld:
                 # Those of late may be too old to be asked for by now.
                 paid = self.truth.content(self.traffic.payment(self.clock.now_ms()))
                 self._score_all(process, [*self._asked_of(_ROWS - 1), paid])
+            self._survey(process)
         new = self.answers.counts - before
         if new["degraded"] or not new["whole"]:
             raise BrokenLaw(f"step {self.n_steps}: at rest {new['degraded']} answers are degraded")
