@@ -75,12 +75,17 @@ _BEGUN_AT_REST: Final = 0.8
 
 @dataclass(frozen=True)
 class Ground:
-    """What worlds share: it is the same in all of them, and dear to make."""
+    """What worlds share: it is the same in all of them, and dear to make.
+
+    contradicts: whether payments are said with several contents. Where events are folded early,
+    the content that came first counts, and not the smaller one: not what the oracles say.
+    """
 
     settings: Settings
     program: Program
     keys: Keys
     model: ServableModel
+    contradicts: bool = True
 
 
 class SimulatedWorld:
@@ -123,7 +128,13 @@ class SimulatedWorld:
         self.log = Log(topics, chance, self.broker_clock.now_ms, self._came)
         self.traffic = Traffic(chance)
         self._producers = Producers(
-            chance, self.clock, settings.kafka, self.log, self.truth, self.traffic
+            chance,
+            self.clock,
+            settings.kafka,
+            self.log,
+            self.truth,
+            self.traffic,
+            contradict=ground.contradicts,
         )
         self.checks = Checks(ground.program.specification, ground.keys, self.truth, ground.model)
         names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from freshscore.features.past_events import bucket_of_identity
 from freshscore.features.redis_progress import Marker, progress_of, topic_digest
 from freshscore.invalidation.partitions import Partition
 from freshscore.scoring import cache_layout as c
@@ -37,6 +38,10 @@ _MOST_CHOSEN_FROM: Final = 12
 _IDENTITY_BYTES: Final = 8
 _MOST_UNITED: Final = 20_000
 _FORGOTTEN_S: Final = 30.0
+
+
+def _bucket_of(identity: bytes) -> int:
+    return bucket_of_identity(int.from_bytes(identity[:_IDENTITY_BYTES], "little"))
 
 
 class Answers:
@@ -111,7 +116,8 @@ class Answers:
                     which = (key, raw[at : at + 16], pending)
                     state = looked_at.get(which)
                     if state is None:
-                        state = looked_at[which] = self._served(process, number, *which, step)
+                        state = self._served(process, number, content, *which, step)
+                        looked_at[which] = state
                 served.append(state)
                 at += 16
             self._checks.add(Checked(step, content, result.as_of, result.score, tuple(served)))
@@ -121,6 +127,7 @@ class Answers:
         self,
         process: ScorerProcess,
         number: int,
+        content: Content,
         key: bytes,
         version: bytes,
         pending: bytes,
@@ -132,9 +139,10 @@ class Answers:
         ]
         said: list[str] = []
         for read in process.reading.states[key]:
-            state, n_missing = read, 0
+            state, n_missing = self._compared(read, content, version), 0
             if key in process.observed:
-                state, n_missing = self._with_pending(process, number, key, read, version, counted)
+                found = self._with_pending(process, number, content, key, read, version, counted)
+                state, n_missing = found
             if n_missing:
                 said.append(f"{n_missing} events that this scorer has observed do not count")
             elif state.version != version:
@@ -154,6 +162,7 @@ class Answers:
         self,
         process: ScorerProcess,
         number: int,
+        content: Content,
         key: bytes,
         read: Snapshot,
         version: bytes,
@@ -179,7 +188,7 @@ class Answers:
         for n in (len(options), *range(min(len(options), _MOST_TRIED))):
             among = options if n == len(options) else options[:_MOST_CHOSEN_FROM]
             for some in itertools.combinations(among, n):
-                state = self._union(read, must | {*some})
+                state = self._compared(self._union(read, must | {*some}), content, version)
                 if state.version == version:
                     return state, 0
         return self._union(read, must), 0
@@ -193,6 +202,33 @@ class Answers:
         if process.clock.now_ms() > one.until_ms:
             return False
         return one.seen_at.get(key, number) >= number
+
+    def _compared(self, state: Snapshot, content: Content, version: bytes) -> Snapshot:
+        """The state of this version, if some of what it passes over was compared for the request.
+
+        That is what may be in the buckets for which it has asked: of its own payment, and of facts
+        whose events were folded.
+        """
+        if state.version == version or not state.passed:
+            return state
+        truth = self._truth
+        told = [truth.contents[truth.facts[n].content].identity for n in state.facts.tolist()]
+        asked = {_bucket_of(one) for one in (content.identity, *told)}
+        some = sorted(one for one in state.passed if _bucket_of(one) in asked)[:_MOST_CHOSEN_FROM]
+        for n in range(len(some), 0, -1):
+            for chosen in itertools.combinations(some, n):
+                found = self._counting(state, chosen)
+                if found.version == version:
+                    return found
+        return state
+
+    def _counting(self, state: Snapshot, records: tuple[bytes, ...]) -> Snapshot:
+        which = (id(state), (b"counting", *records))
+        found = self._united.get(which)
+        if found is None:
+            found = self._united[which] = self._truth.counting(state, frozenset(records))
+            self._united[id(state), (b"",)] = state
+        return found
 
     def _union(self, read: Snapshot, records: set[bytes]) -> Snapshot:
         if not records:

@@ -14,7 +14,10 @@ from freshscore.simulations.world_truth import Said, Truth
 
 
 class Producers:
-    """Whoever sends payments and labels, scorers apart."""
+    """Whoever sends payments and labels, scorers apart.
+
+    contradict: whether a payment is said again with another content.
+    """
 
     def __init__(
         self,
@@ -24,6 +27,8 @@ class Producers:
         log: Log,
         truth: Truth,
         traffic: Traffic,
+        *,
+        contradict: bool,
     ) -> None:
         self._chance = chance
         self._clock = clock
@@ -31,6 +36,7 @@ class Producers:
         self._log = log
         self._truth = truth
         self._traffic = traffic
+        self._contradict = contradict
         self._conflicting: set[str] = set()
 
     def say(self) -> None:
@@ -51,7 +57,7 @@ class Producers:
             return
         if old is None:
             paid = self._traffic.payment(self._clock.now_ms())
-        elif drawn < 0.08:
+        elif drawn < 0.08 or not self._contradict:
             paid = old
         else:
             paid = self._traffic.other_content(old)

@@ -98,8 +98,11 @@ def world_specification() -> FeatureSpecification:
     )
 
 
-def world_settings() -> Settings:
-    """Settings under which every path is taken in minutes of virtual time."""
+def world_settings(*, grid_records: int = 512) -> Settings:
+    """Settings under which every path is taken in minutes of virtual time.
+
+    grid_records: beyond which a grid is folded early; 512 is never reached.
+    """
     return Settings.model_validate(
         {
             "store": {"backend": "redis", "horizon_s": 60, "skew_s": 2},
@@ -110,6 +113,7 @@ def world_settings() -> Settings:
                 "namespace": NAMESPACE,
                 "timeout_ms": 200,
                 "compact_records": 8,
+                "grid_records": grid_records,
                 "idle_margin_days": 1,
                 "stream_max_bytes": 1 << 16,
                 "label_index_days": 4,

@@ -8,6 +8,8 @@ Rule: what is accepted is decided here from times and stamps alone, as the defin
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -25,6 +27,14 @@ from freshscore.invalidation.partitions import Partition
 from freshscore.simulations.simulated_redis import SimulatedNode
 
 Place = tuple[Partition, int]
+# What a header says of instants and sizes (features/codec.py): F and what was forgotten, the
+# numbers of tiles and records, S.
+_HEADED: Final = b"fsstate"
+_HEADER_BYTES: Final = 88
+_LINES: Final = struct.Struct("<32x2q16xQq")
+_N_TILES_SHIFT: Final = 40
+# No state of a world has so many records that can be folded early.
+_FOLDED_SELDOM: Final = 512
 
 
 class BrokenLaw(AssertionError):
@@ -69,13 +79,20 @@ class Said(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What one state counts. events, facts: numbers of contents and facts."""
+    """What one state counts. events, facts: numbers of contents and facts.
+
+    records: all that it holds. passed: those of them that it does not count before they were
+    compared with what was folded early. lines: what is appended counts so late where its time is
+    from the first on and below the second, ms.
+    """
 
     entity: int
     records: frozenset[bytes]
     events: NDArray[np.int64]
     facts: NDArray[np.int64]
     version: bytes
+    passed: frozenset[bytes] = frozenset()
+    lines: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -88,6 +105,8 @@ class _State:
     n_losses: int = -1
     n_bytes: int = 0
     latest: Snapshot | None = None
+    # With these bytes, where some of it was folded early.
+    held: bytes = b""
 
 
 class Truth:
@@ -102,6 +121,8 @@ class Truth:
         node_of_slot: NDArray[np.uint16],
     ) -> None:
         store = settings.store
+        # Else all that a state holds counts.
+        self._is_early = settings.redis.grid_records < _FOLDED_SELDOM
         self.horizon_ms, self.skew_ms = 1_000 * store.horizon_s, 1_000 * store.skew_s
         self.maker = RecordMaker(program, keys)
         self.contents: list[Content] = []
@@ -212,7 +233,13 @@ class Truth:
         """What the state at `key` counts now, on the node that holds it. Raises BrokenLaw."""
         state = self.states[key]
         ever = node.appended.get(key, b"")
-        if state.latest is not None and state.n_losses == node.n_losses:
+        is_as_before = state.latest is not None and state.n_losses == node.n_losses
+        if self._is_early:
+            held = node.held(key) or b""
+            if is_as_before and len(ever) == state.n_bytes and held == state.held:
+                return state.latest or NOTHING
+            state.latest, state.held = self._with_lines(key, held, bytes(ever)), held
+        elif is_as_before and state.latest is not None:
             if len(ever) == state.n_bytes:
                 return state.latest
             fresh = self.split(key, bytes(ever[state.n_bytes :]))
@@ -224,12 +251,37 @@ class Truth:
         state.n_losses, state.n_bytes = node.n_losses, len(ever)
         return state.latest
 
-    def split(self, key: bytes, data: bytes) -> frozenset[bytes]:
-        """The records that were appended to a state. Raises BrokenLaw for a part of one."""
+    def _with_lines(self, key: bytes, held: bytes, ever: bytes) -> Snapshot:
+        """The snapshot of a state of which some may be folded early.
+
+        What was appended behind its header, and nowhere else, has not been compared yet.
+        """
+        entity = self.states[key].entity
+        layout = self.maker.layouts[entity]
+        lines, tail = (0, 0), b""
+        if layout.is_grid and held.startswith(_HEADED):
+            fold_ms, forget_ms, sizes, early_ms = _LINES.unpack_from(held)
+            if early_ms:
+                lines = (max(fold_ms, forget_ms), early_ms)
+                n_tiles, n = sizes >> _N_TILES_SHIFT, sizes & ((1 << _N_TILES_SHIFT) - 1)
+                tail = held[_HEADER_BYTES + layout.tile_width * n_tiles + layout.width * n :]
+        records = self.split(key, ever)
+        behind = Counter(self._records(key, tail))
+        often = Counter(self._records(key, ever)) if behind else Counter()
+        new = frozenset(record for record, n in behind.items() if n == often[record])
+        before = self.made(entity, records - new)._replace(lines=lines)
+        return self.grown(before, new) if new else before
+
+    def _records(self, key: bytes, data: bytes) -> list[bytes]:
+        """Records one behind the other. Raises BrokenLaw for a part of one."""
         width = self.maker.layouts[self.states[key].entity].width
         if len(data) % width:
             raise BrokenLaw(f"{len(data)} bytes appended to a state of records of {width}")
-        return frozenset(data[at : at + width] for at in range(0, len(data), width))
+        return [data[at : at + width] for at in range(0, len(data), width)]
+
+    def split(self, key: bytes, data: bytes) -> frozenset[bytes]:
+        """The records that were appended to a state. Raises BrokenLaw for a part of one."""
+        return frozenset(self._records(key, data))
 
     def made(self, entity: int, records: frozenset[bytes]) -> Snapshot:
         """The snapshot of these records. Raises BrokenLaw for one that nobody said."""
@@ -239,23 +291,37 @@ class Truth:
         """A snapshot with more records."""
         events: list[int] = []
         facts: list[int] = []
+        passed: list[bytes] = []
+        begin_ms, end_ms = before.lines
         for record in new:
             found = self._meaning.get((before.entity, record))
             if found is None:
                 raise BrokenLaw(f"a state of entity {before.entity} holds what nobody said")
-            (events if found[0] else facts).append(found[1])
-        records = before.records | new
-        version = bytes(16)
-        if records:
-            number = state_version(b"".join(records), self.maker.layouts[before.entity])
-            version = number.to_bytes(16, "little")
-        return Snapshot(
-            before.entity,
-            records,
-            np.concatenate([before.events, np.array(sorted(events), np.int64)]),
-            np.concatenate([before.facts, np.array(sorted(facts), np.int64)]),
-            version,
+            is_event, number = found
+            if is_event and begin_ms <= self.contents[number].transaction.time < end_ms:
+                passed.append(record)
+            else:
+                (events if is_event else facts).append(number)
+        grown = before._replace(
+            records=before.records | new,
+            events=np.concatenate([before.events, np.array(sorted(events), np.int64)]),
+            facts=np.concatenate([before.facts, np.array(sorted(facts), np.int64)]),
+            passed=before.passed | {*passed},
         )
+        return grown._replace(version=self._version(grown))
+
+    def counting(self, before: Snapshot, some: frozenset[bytes]) -> Snapshot:
+        """A snapshot that counts some of what it passes over: they were compared."""
+        counted = self.grown(before._replace(lines=(0, 0)), some)
+        counted = counted._replace(passed=before.passed - some, lines=before.lines)
+        return counted._replace(version=self._version(counted))
+
+    def _version(self, state: Snapshot) -> bytes:
+        counted = state.records - state.passed
+        if not counted:
+            return bytes(16)
+        number = state_version(b"".join(counted), self.maker.layouts[state.entity])
+        return number.to_bytes(16, "little")
 
     def must_hold(self, key: bytes) -> frozenset[bytes]:
         """The records of all that was accepted for a state."""

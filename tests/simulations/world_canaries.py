@@ -13,6 +13,8 @@
     another thread, or a follower, meanwhile     tickets_not_kept, notes_not_looked_at
     events and facts on their way                never_united, forgotten_at_once
     labels that wait, late events                held_as_if_read, folded_too_early
+    repetitions of what was folded early         folded_without_a_trace, own_left_in_tiles
+    requests for past instants                   past_answered
 
 No protection is only against: a broker that is away, clocks that differ, rebalances, commits that
 are lost, messages that come twice. States are sets, and what is read again changes nothing; these
@@ -23,14 +25,16 @@ Rule: a canary changes one thing, in the processes of one world or through pytes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 from freshscore.features import near_ring as g
 from freshscore.features import tables as t
 from freshscore.features.near_states import NearStates
+from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_lines import ReplyError, errors_in
+from freshscore.features.request_store import RequestStore
 from freshscore.invalidation import beginnings, under_way, waiting_labels
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.node_markers import refusal_of
@@ -243,6 +247,43 @@ def flushed_never(patch: Patch) -> Change:
     return _nothing
 
 
+def folded_without_a_trace(patch: Patch) -> Change:
+    """What is folded early is in no bucket."""
+    patch.setattr(Compactor, "_keep", lambda self, one, done, lines: ([], None))
+    return _nothing
+
+
+def own_left_in_tiles(patch: Patch) -> Change:
+    """A payment that was folded early is scored as if it had happened before itself."""
+    patch.setattr(RequestStore, "_holding", lambda self, row, states, past: 0)
+    return _nothing
+
+
+def past_answered(patch: Patch) -> Change:
+    """A request for an instant before which all was folded is not refused."""
+    take = RequestStore.take
+
+    def taken(self: RequestStore, *given: Any) -> bool:
+        found = take(self, *given)
+        self.head[t.SUMMARISED // 8] = 0
+        return found
+
+    patch.setattr(RequestStore, "take", taken)
+    return _nothing
+
+
+class Canary(NamedTuple):
+    """A protection that is taken out, under the trouble for which it is there.
+
+    first: the first world that is tried; kind: of worlds.
+    """
+
+    change: Callable[[Patch], Change]
+    trouble: dict[str, Any]
+    first: int = 0
+    kind: str = "trees"
+
+
 # The last thing that a consumer does in a turn is to publish.
 _LAST_ENTRY_LOST: Final = {
     "kinds": ("fail over",),
@@ -253,24 +294,26 @@ _LAST_ENTRY_LOST: Final = {
 }
 # No connection is made anew: each would load what a node has forgotten.
 _CONNECTED: Final = {"lost": 0.0, "cut": 0.0, "unanswered": 0.0, "slow": 0.0, "pause": 0.0}
-# Each with the trouble under which its protection matters, and the first world that is tried.
-CANARIES: Final[tuple[tuple[Callable[[Patch], Change], dict[str, Any], int], ...]] = (
-    (markers_before_appends, {"kill": 0.1}, 0),
-    (markers_not_read, {"kinds": ("restart", "fail over")}, 0),
-    (rebuilt_from_commit, {"kinds": ("crash empty", "go on")}, 0),
-    (connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}, 7),
-    (epoch_not_asked, {"kinds": ("crash empty", "go on")}, 0),
-    (letters_not_awaited, {"kill": 0.2}, 13),
-    (never_united, {}, 0),
-    (forgotten_at_once, {}, 0),
-    (tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}, 0),
-    (held_as_if_read, {}, 7),
-    (folded_too_early, {}, 0),
-    (prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 3),
-    (scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}, 0),
-    (gaps_not_seen, _LAST_ENTRY_LOST, 40),
-    (silence_not_noticed, {"followed": 0.1}, 2),
-    (notes_not_looked_at, {"pause": 0.3, "kinds": ("go on",)}, 16),
-    (losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}, 0),
-    (flushed_never, _LAST_ENTRY_LOST, 0),
+CANARIES: Final = (
+    Canary(markers_before_appends, {"kill": 0.1}),
+    Canary(markers_not_read, {"kinds": ("restart", "fail over")}),
+    Canary(rebuilt_from_commit, {"kinds": ("crash empty", "go on")}),
+    Canary(connections_made_anew, {"kinds": ("restart",), "kill": 0.0, "pause": 0.0}, 11),
+    Canary(epoch_not_asked, {"kinds": ("crash empty", "go on")}),
+    Canary(letters_not_awaited, {"kill": 0.2}, 13),
+    Canary(never_united, {}),
+    Canary(forgotten_at_once, {}),
+    Canary(tickets_not_kept, {"pause": 0.3, "kinds": ("go on",)}),
+    Canary(held_as_if_read, {}, 7),
+    Canary(folded_too_early, {}),
+    Canary(prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 3),
+    Canary(scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}),
+    Canary(gaps_not_seen, _LAST_ENTRY_LOST, 40),
+    Canary(silence_not_noticed, {"followed": 0.1}, 2),
+    Canary(notes_not_looked_at, {"pause": 0.3, "kinds": ("go on",)}, 16),
+    Canary(losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}),
+    Canary(flushed_never, _LAST_ENTRY_LOST),
+    Canary(folded_without_a_trace, {}, 0, "early"),
+    Canary(own_left_in_tiles, {}, 0, "early"),
+    Canary(past_answered, {}, 0, "early"),
 )
