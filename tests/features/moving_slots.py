@@ -54,8 +54,8 @@ def assign_slot(cluster: RedisCluster, slot: int, target: RedisServer) -> None:
 
     The node that had it forgets the keys at the moment at which it hears of it.
     """
-    # First: what it says counts for more than what others say from then on. In between, the node that
-    # had the slot could say so with a newer epoch, and have it back.
+    # First: from then on what it says counts for more than what others say. In between, the node
+    # that had the slot could say so with a newer epoch, and have it back.
     _asked(target, "CLUSTER BUMPEPOCH")
     _asked(target, "CLUSTER SETSLOT", slot, "NODE", _asked(target, "CLUSTER MYID"))
     for node in cluster.primaries:
