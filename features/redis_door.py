@@ -1,36 +1,32 @@
 """The door to Redis: which nodes there are, and connections to them.
 
-Nodes are found at the start, again when they move or one cannot be reached, and now and then: one
-of a single server, the primary that Sentinels name, the primaries of a cluster. Connections
-(features/redis_connecting.py) carry prepared bytes (features/redis_lines.py), and are borrowed by
-one thread at a time.
+Nodes are found at the start, again when they move or one cannot be reached, and now and then
+(features/redis_finding.py). Connections (features/redis_connecting.py) carry prepared bytes
+(features/redis_lines.py), and are borrowed by one thread at a time.
 
-Sentinels are asked for an address and for nothing else, and the first that answers is believed: one
-that is behind names a server that takes no writes (READONLY) or whose markers say how old it is, so
-that costs time and nothing else.
-Rule: a server that evicts keys is refused, for an evicted state would look like a new entity.
+Rule: whoever waits for a score looks for nodes within what is left of its deadline, if at all; the
+rest is done beside it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshscore.config.clock import Clock, SystemClock
-from freshscore.config.errors import Closed, FreshscoreError, SettingsError, Unavailable
+from freshscore.config.errors import Closed, FreshscoreError, Unavailable
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_commands import replies_to
 from freshscore.features.redis_connecting import Connecting
+from freshscore.features.redis_finding import Finding
 from freshscore.features.redis_lines import (
     MOVED_WORDS,
     Address,
@@ -40,13 +36,7 @@ from freshscore.features.redis_lines import (
     command,
     errors_in,
 )
-from freshscore.features.redis_topology import (
-    Topology,
-    in_info,
-    of_cluster,
-    of_one_server,
-    of_primary,
-)
+from freshscore.features.redis_topology import Topology
 
 __all__ = [
     "MOVED_WORDS",
@@ -74,13 +64,13 @@ class Nodes:
 
     def __init__(self, settings: RedisSettings, clock: Clock) -> None:
         self.settings = settings
-        self._clock = clock
+        self.clock = clock
         self._connecting = Connecting(settings)
+        self._finding = Finding(self._connecting, clock)
         self._pool = _Pool(settings.max_connections)
         self._is_closed = False
         # Held by the one who looks for the nodes; nobody waits for it.
         self._looking = threading.Lock()
-        self._checked: set[Address] = set()
         # What a look that nobody waited for has found to be refused.
         self._refusal: FreshscoreError | None = None
         self.topology = self._found_by(self._connecting.servers)
@@ -144,7 +134,7 @@ class Nodes:
 
         Raises Unavailable if none of redis.max_connections is given back within redis.timeout_ms.
         """
-        if self._clock.monotonic_s() - self._looked_s >= _LOOK_AGAIN_S:
+        if self.clock.monotonic_s() - self._looked_s >= _LOOK_AGAIN_S:
             self._look_again()
         lines = self.borrow()
         try:
@@ -176,7 +166,7 @@ class Nodes:
                 pool.borrowed[lines] = topology
                 return lines
             lines.close()
-        lines = Lines(topology.addresses, self._connected_in_turn, self._clock, self.limit_s)
+        lines = Lines(topology.addresses, self._connected_in_turn, self.clock, self.limit_s)
         pool.borrowed[lines] = topology
         return lines
 
@@ -195,12 +185,19 @@ class Nodes:
             pool.free.append((made_for, lines))
         pool.places.release()
 
-    def refresh(self) -> bool:
+    def refresh(self, limit_s: float | None = None) -> bool:
         """Find the nodes again, after MOVED or a lost node; whether they have changed.
 
-        Lines that are borrowed keep the nodes that they know. Raises what `open` raises.
+        limit_s: for all that is asked, and what it was not enough for goes on beside; else each
+        that is asked has redis.timeout_ms. Lines that are borrowed keep the nodes that they know.
+        Raises what `open` raises.
         """
-        return self._refresh_from(self._asked_for_nodes)
+        try:
+            return self._refresh_from(self._asked_for_nodes, limit_s)
+        except Unavailable:
+            if limit_s is not None:
+                self._look_beside()
+            raise
 
     @property
     def _asked_for_nodes(self) -> list[Address]:
@@ -208,21 +205,29 @@ class Nodes:
         given = [*self._connecting.servers]
         return given if self._connecting.primary else [*self.topology.addresses, *given]
 
-    def _refresh_from(self, addresses: Sequence[Address]) -> bool:
-        found = self._found_by(addresses)
-        self._looked_s = self._clock.monotonic_s()
+    def _refresh_from(self, addresses: Sequence[Address], limit_s: float | None = None) -> bool:
+        found = self._found_by(addresses, limit_s)
+        self._looked_s = self.clock.monotonic_s()
         self._refusal = None
         if found.is_like(self.topology):
             return False
         self.topology = found
         return True
 
-    def _found_by(self, addresses: Sequence[Address]) -> Topology:
-        """The nodes, by the first of these that answers."""
-        problem = Unavailable("no node of Redis is known")
-        for address in dict.fromkeys(addresses):
+    def _found_by(self, addresses: Sequence[Address], limit_s: float | None = None) -> Topology:
+        """The nodes, by the first of these that answers; limit_s: for all of them."""
+        ends_s = None if limit_s is None else self.clock.monotonic_s() + limit_s
+        problem = Unavailable("nobody was asked where the nodes of Redis are")
+        asked = [*dict.fromkeys(addresses)]
+        for number, address in enumerate(asked):
+            share_s = self.limit_s
+            if ends_s is not None:
+                # One that hangs must leave some of the time to the others.
+                share_s = (ends_s - self.clock.monotonic_s()) / (len(asked) - number)
+            if share_s <= 0.0:
+                break
             try:
-                return self._found_from(address)
+                return self._found_from(address, share_s)
             except Unavailable as lost:
                 problem = lost
         raise problem
@@ -238,14 +243,14 @@ class Nodes:
             finally:
                 self._looking.release()
 
-    def _look_beside(self, lost: Address) -> None:
+    def _look_beside(self, lost: Address | None = None) -> None:
         """Do that in a thread of its own: who waits for a score has no time left for it."""
         if self._may_move and self._looking.acquire(blocking=False):
             threading.Thread(
                 target=self._look_for_a_while, args=(lost,), name="freshscore-nodes", daemon=True
             ).start()
 
-    def _look_for_a_while(self, lost: Address) -> None:
+    def _look_for_a_while(self, lost: Address | None) -> None:
         """Look until the nodes are others: it takes seconds until another takes a lost one's place.
 
         So whoever tries again finds it at once, however long it has waited.
@@ -283,7 +288,7 @@ class Nodes:
         All threads of all processes want one at once where a service starts, or a node is back, and
         the node's only processor would shake hands instead of answering.
         """
-        ends_s = self._clock.monotonic_s() + limit_s
+        ends_s = self.clock.monotonic_s() + limit_s
         turns = self._pool.turns_at(address)
         if not turns.acquire(timeout=limit_s):
             raise Unavailable(
@@ -291,7 +296,7 @@ class Nodes:
                 f" {limit_s * 1_000:.0f} ms"
             )
         try:
-            return self._connected(address, ends_s - self._clock.monotonic_s())
+            return self._connected(address, ends_s - self.clock.monotonic_s())
         finally:
             turns.release()
 
@@ -299,7 +304,7 @@ class Nodes:
         if address not in self.topology.addresses:
             raise Unavailable(f"Redis at {address[0]}:{address[1]} has been replaced")
         try:
-            return self._connecting.connected(address, limit_s, self._clock)
+            return self._connecting.connected(address, limit_s, self.clock)
         except Unavailable:
             # Another may have taken its place, and nobody answers MOVED for a node that is gone.
             self._look_beside(address)
@@ -307,70 +312,8 @@ class Nodes:
                 raise self._refusal from None
             raise
 
-    def _found_from(self, address: Address) -> Topology:
-        """The nodes that `address` knows of, each checked when it is first met."""
-        if self._connecting.primary is not None:
-            found = self._told_by_sentinel(address, self._connecting.primary)
-        elif self.settings.cluster:
-            found = of_cluster(self._asked(address, [(b"CLUSTER", b"SLOTS")])[0], address)
-        else:
-            found = of_one_server(address)
-        for node in found.addresses:
-            if node not in self._checked:
-                self._check(node)
-                self._checked.add(node)
-        return found
-
-    def _told_by_sentinel(self, address: Address, primary: str) -> Topology:
-        asked = (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", primary.encode())
-        # They answer at once, and one that is away must not use up the time of all.
-        limit_s = self.limit_s / len(self._connecting.servers)
-        told = self._asked(address, [asked], self._connecting.sentinel_connected, limit_s)
-        return of_primary(told[0], primary, address)
-
-    def _asked(
-        self,
-        address: Address,
-        commands: list[tuple[bytes, ...]],
-        connected: _Connects | None = None,
-        limit_s: float | None = None,
-    ) -> list[Reply]:
-        connect = partial(connected or self._connecting.connected, clock=self._clock)
-        lines = Lines([address], connect, self._clock, limit_s or self.limit_s)
-        request = b"".join(command(*parts) for parts in commands)
-        try:
-            return lines.exchange([request], [len(commands)])[0]
-        finally:
-            lines.close()
-
-    def _check(self, address: Address) -> None:
-        """Refuse a server on which states could vanish, or of another kind than the settings."""
-        place = f"Redis at {address[0]}:{address[1]}"
-        # Not CONFIG GET: managed services bar it, the deployed users may not, and each try would be
-        # a line of ACL LOG.
-        memory, kind = self._asked(address, [(b"INFO", b"memory"), (b"INFO", b"cluster")])
-        policy = in_info(memory).get("maxmemory_policy")
-        if policy is None:
-            # A service may bar INFO too, and has a setting of its own for this.
-            logging.getLogger("freshscore").warning(
-                "%s: INFO does not say whether it evicts keys when its memory is full; it must be"
-                " set to noeviction, or states would be lost unnoticed",
-                place,
-            )
-        elif policy != "noeviction":
-            raise SettingsError(
-                f"{place} has maxmemory-policy {policy}: when its memory is full it would drop"
-                " states, which then look like new entities; set it to noeviction"
-            )
-        is_cluster = in_info(kind).get("cluster_enabled") == "1"
-        if is_cluster and not self.settings.cluster:
-            raise SettingsError(f"{place} is a node of a cluster, and redis.cluster is false")
-
-
-class _Connects(Protocol):
-    """Makes a connection on which the user is known."""
-
-    def __call__(self, address: Address, limit_s: float, clock: Clock) -> socket.socket: ...
+    def _found_from(self, address: Address, limit_s: float) -> Topology:
+        return self._finding.found_from(address, limit_s)
 
 
 class _Pool:

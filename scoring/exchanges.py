@@ -42,6 +42,10 @@ _PROGRESS: Final = struct.Struct("<8s3q")
 _NO_EPOCH: Final = bytes(8)
 # How often nodes are found again for one request: slots move one after the other.
 _MOST_MOVES: Final = 3
+# Of what a deadline leaves: the rest is for the answer without Redis, and for timers of sockets,
+# which tick every 4 ms. Of that so much to find nodes again; the rest is for asking them.
+FOR_EXCHANGE: Final = 0.8
+_FOR_FINDING: Final = 0.5
 _WRITTEN: Final = (1 << WRITTEN_SHIFT) - 1
 _BUCKET_BYTES: Final = 3
 _ANY_TOKEN: Final = bytes(16)
@@ -163,8 +167,24 @@ class Exchanges:
                 lines = desk.lines_of(self.nodes, plan.topology, limit_s)
                 return self._from_many(lines, plan, desk, rows, limit_s, is_last=left == 1)
             except _Moved:
-                self.nodes.refresh()
+                limit_s = self._found_again(desk.ends_s)
         raise Unavailable("the nodes of Redis keep moving")
+
+    def _found_again(self, ends_s: float | None) -> float:
+        """Find the nodes again; how long an exchange with them may take. Raises Unavailable.
+
+        ends_s: when the request is over.
+        """
+        nodes = self.nodes
+        if ends_s is None:
+            nodes.refresh()
+            return nodes.limit_s
+        left_s = FOR_EXCHANGE * (ends_s - nodes.clock.monotonic_s())
+        nodes.refresh(min(nodes.limit_s, _FOR_FINDING * left_s))
+        left_s = FOR_EXCHANGE * (ends_s - nodes.clock.monotonic_s())
+        if left_s <= 0.0:
+            raise Unavailable("no time is left to ask nodes of Redis that have moved")
+        return min(nodes.limit_s, left_s)
 
     def past(
         self, desk: Desk, entity: int, token: bytes, buckets: Sequence[int], limit_s: float
@@ -332,6 +352,8 @@ class Desk:
         self.slots = np.zeros(n_commands, np.int64)
         self.slots_at = address_of(self.slots)
         self._first = b""
+        # When the request is over, on the monotonic clock; None: it has no deadline.
+        self.ends_s: float | None = None
         # Its own connections, borrowed until `leave`, and the nodes that they are to.
         self.lines: Lines | None = None
         self.topology: Topology | None = None

@@ -19,7 +19,7 @@ from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features import tables as t
 from freshscore.features.past_events import Past, bucket_of_identity
 from freshscore.scoring.exchange_limit import TIMED
-from freshscore.scoring.exchanges import Desk, Exchanges, Fetched, tokens_of
+from freshscore.scoring.exchanges import FOR_EXCHANGE, Desk, Exchanges, Fetched, tokens_of
 
 if TYPE_CHECKING:
     from freshscore.scoring.key_checking import KeyCheck
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from freshscore.scoring.seats import Seat
 
 PARTLY: Final = "a node of Redis with a state of this payment does not answer"
-# Of what a deadline leaves: the rest is for the answer without Redis, and for timers of sockets,
-# which tick every 4 ms.
-_FOR_EXCHANGE: Final = 0.8
 _STEPS: Final = 1_024
 # How often what was folded is asked for while a state goes on asking for more of it.
 _MOST_LOOKS: Final = 4
@@ -90,7 +87,7 @@ class RequestStates:
     def _within(self, limit_s: float, ends_s: float | None) -> float:
         if ends_s is None:
             return limit_s
-        left_s = _FOR_EXCHANGE * (ends_s - self._clock.monotonic_s())
+        left_s = FOR_EXCHANGE * (ends_s - self._clock.monotonic_s())
         if left_s <= 0.0:
             raise Unavailable("no time is left to ask Redis")
         if left_s >= limit_s:
@@ -113,6 +110,7 @@ class RequestStates:
             near.draw(seat)
         seat.is_near = False
         limit_s = self.left_s(seat.desk, ends_s)
+        seat.desk.ends_s = ends_s
         started_s = self._clock.monotonic_s()
         remote = self._remote
         try:
@@ -138,6 +136,7 @@ class RequestStates:
         seat.is_near = False
         remote = self._remote
         limit_s = self.limit_s
+        seat.desk.ends_s = None
         if remote is None:
             fetched = self._exchanges.fetch_all(seat.desk, rows, limit_s)
         else:

@@ -311,7 +311,7 @@ class SimulatedNodes(Nodes):
         self._tap = tap
         super().__init__(settings, clock)
 
-    def _found_from(self, address: Address) -> Topology:
+    def _found_from(self, address: Address, limit_s: float) -> Topology:
         found = self._servers.topology(self._step)
         known = getattr(self, "topology", None)
         return known if known is not None and known.is_like(found) else found
@@ -322,3 +322,6 @@ class SimulatedNodes(Nodes):
         except Unavailable:
             self._look_again(address)
             raise
+
+    def _look_beside(self, lost: Address | None = None) -> None:
+        """There is one thread: who asks next looks again."""

@@ -25,6 +25,7 @@ from freshscore.scoring import cache_layout
 from freshscore.scoring.decisions import Decision, unpacked
 from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.result import Result
+from tests.features.moving_slots import assign_slot
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled, shipped
 from tests.laws.worlds import DAY_MS, MONDAY_MS
@@ -378,6 +379,36 @@ def test_marks_that_are_taken_out_are_missed(
     expected = world.embedded.scorer.score(asked, as_of=AT_MS)
     assert found.degraded == ()
     assert found.state_versions != expected.state_versions
+    world.close()
+
+
+def test_moved_nodes_are_looked_for_within_the_deadline(cluster: Any, scaled: Scaled) -> None:
+    """Also where the one that is asked first stands still; what the time is short for goes on."""
+    given: dict[str, Any] = {
+        "redis_settings": {"timeout_ms": 5_000},
+        "fallback": {"decision": "review"},
+    }
+    world = made(cluster.url, scaled, cluster=True, clock=SystemClock(), **given)
+    still, source, target = cluster.primaries
+    cards = [payment(0, card=f"c-{number}") for number in range(50)]
+    asked = next(
+        Transaction(one.transaction_id, AT_MS, 100, "EUR", {"card": one.entities["card"]})
+        for one in cards
+        if owners(world, [still, source, target], one)["card"] == 1
+    )
+    assert world.scorer.score(asked, as_of=AT_MS).degraded == ()
+    token = world.records.tokens(world.embedded.row(asked))[0]
+    assert token is not None
+    slot = slot_of(tag_of(token))
+    assign_slot(cluster, slot, target)
+    clock, nodes = SystemClock(), world.scorer._exchanges.nodes
+    assert nodes.topology.node_of_slot[slot] == 1
+    with stopped(still):
+        began_s = clock.monotonic_s()
+        world.scorer.score(asked, as_of=AT_MS + 1, deadline_ms=400)
+        took_s = clock.monotonic_s() - began_s
+    assert took_s < 1.0
+    assert nodes.topology.node_of_slot[slot] == 2
     world.close()
 
 
