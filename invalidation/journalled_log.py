@@ -124,11 +124,20 @@ class JournalledLog:
         ends_s = self._clock.monotonic_s() + timeout_s
         with suppress(FreshscoreError):
             self.flush(timeout_s)
+        self.stop(ends_s - self._clock.monotonic_s())
+        self._writer.close(max(0.0, ends_s - self._clock.monotonic_s()))
+        self.release()
+
+    def stop(self, limit_s: float) -> None:
+        """Hand nothing more to the writer; its threads are waited for, for `limit_s`, about."""
+        ends_s = self._clock.monotonic_s() + limit_s
         self._closing.set()
         self._wake.set()
         for thread in self._threads:
             thread.join(max(0.1, ends_s - self._clock.monotonic_s()))
-        self._writer.close(max(0.0, ends_s - self._clock.monotonic_s()))
+
+    def release(self) -> None:
+        """Take nothing more, and leave what was not acknowledged to others."""
         self.sender.close()
         self._journal.close()
 

@@ -24,7 +24,7 @@ from freshscore.invalidation.control import Control, ListeningControl
 from freshscore.invalidation.deployment import check_key
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.journal_limits import JournalLimits
-from freshscore.invalidation.journalled_log import JournalledLog
+from freshscore.invalidation.journalled_topics import JournalledTopics
 from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.scoring.leases import LeaseKeeper
 from freshscore.scoring.near_reading import NearReading
@@ -89,13 +89,14 @@ def open_shared(
     return scorer
 
 
-def _log(settings: Settings, key_id: str) -> tuple[LogWriter, JournalledLog | None]:
+def _log(settings: Settings, key_id: str) -> tuple[LogWriter, JournalledTopics | None]:
     """What takes decisions to Kafka, whether it is there or not, and what takes events."""
     writer, folder = LogWriter(settings.kafka, wait=False), settings.journal_path
     if folder is None:
         return writer, None
+    limits = JournalLimits.of(settings)
     try:
-        return writer, JournalledLog.open(folder, key_id, JournalLimits.of(settings), writer)
+        return writer, JournalledTopics.open(folder, key_id, limits, writer, settings.kafka)
     except SettingsError:
         writer.close(0.0)
         raise

@@ -36,7 +36,7 @@ from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.delivery import Writer
 from freshscore.invalidation.feed import Acceptance
-from freshscore.invalidation.journalled_log import JournalledLog
+from freshscore.invalidation.journalled_topics import JournalledTopics
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
 from freshscore.scoring.carrying_out import carry_out
@@ -92,7 +92,7 @@ class SharedScorer(Scorer):
         keys: Keys,
         *,
         writer: Writer | None = None,
-        journal: JournalledLog | None = None,
+        journal: JournalledTopics | None = None,
         lease: Lease | None = None,
         clock: Clock | None = None,
         seed: int | None = None,

@@ -24,7 +24,7 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.journal_limits import JournalLimits
-from freshscore.invalidation.journalled_log import JournalledLog
+from freshscore.invalidation.journalled_topics import JournalledTopics
 from freshscore.invalidation.kafka_writing import LogWriter
 from freshscore.scoring.shared_scorer import SharedScorer
 from tests.bench.consumer_bench import ConsumerBench
@@ -94,7 +94,9 @@ def _scorer(bench: ConsumerBench, material: Material, has_journal: bool) -> Iter
     with TemporaryDirectory() as folder:
         limits, journal = JournalLimits.of(settings), None
         if has_journal:
-            journal = JournalledLog.open(Path(folder), keys.key_id, limits, writer)
+            journal = JournalledTopics.open(
+                Path(folder), keys.key_id, limits, writer, settings.kafka
+            )
         scorer = SharedScorer(
             settings,
             Nodes.open(settings.redis),
