@@ -74,6 +74,8 @@ class SimulatedNode:
         self.appended_s: dict[bytes, list[tuple[int, float]]] = {}
         self.n_losses = 0
         self.n_changes = 0
+        # Which keys are here; None for all.
+        self.has_slot_of: Callable[[bytes], bool] | None = None
         # What reads have answered since the last change.
         self._answered: dict[bytes, bytes] = {}
         self._answered_at = 0
@@ -101,7 +103,24 @@ class SimulatedNode:
         """Do the commands, one after the other; the bytes of all replies."""
         return b"".join([self._answer(parts) for parts in commands])
 
+    def owns(self, key: bytes) -> bool:
+        """Whether a key is to be looked for here."""
+        return self.has_slot_of is None or self.has_slot_of(key)
+
+    def hand_over(self, other: SimulatedNode, moves: Callable[[bytes], bool]) -> None:
+        """Let another node have the keys that move, as they are; nobody loses what was before."""
+        for name in ("_values", "_ends_ms", "appended", "appended_s"):
+            mine, its = getattr(self, name), getattr(other, name)
+            for key in [key for key in mine if moves(key)]:
+                its[key] = mine.pop(key)
+        for one in (self, other):
+            one._undo.clear()
+            one.n_losses += 1
+            one.n_changes += 1
+
     def _answer(self, parts: Sequence[bytes]) -> bytes:
+        if self.has_slot_of is not None:
+            return encoded(self.reply(parts))
         if parts[0] == b"GET":
             return self._read(parts[1])
         if parts[0] == b"MGET":
@@ -124,6 +143,8 @@ class SimulatedNode:
     def reply(self, parts: Sequence[bytes]) -> Any:
         """Do one command: bytes, int, None, a list, text for a status, or CommandRefused."""
         try:
+            if not all(map(self.owns, _keys_of(parts))):
+                raise CommandRefused("MOVED 0 elsewhere:1")
             answer = self._call(*parts)
         except CommandRefused as refused:
             answer = refused
@@ -414,6 +435,16 @@ class SimulatedNode:
             raise CommandRefused("NOSCRIPT No matching script")
         n = int(n_keys)
         return script(self._call, given[:n], given[n:])
+
+
+def _keys_of(parts: Sequence[bytes]) -> Sequence[bytes]:
+    """The keys that a command names."""
+    word = parts[0]
+    if word in (b"EVAL", b"EVALSHA"):
+        return parts[3 : 3 + int(parts[2])]
+    if word in (b"MGET", b"DEL", b"UNLINK"):
+        return parts[1:]
+    return parts[-2:-1] if word == b"XREAD" else parts[1:2]
 
 
 def _name(text: bytes) -> tuple[int, int]:

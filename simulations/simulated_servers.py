@@ -21,6 +21,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -29,8 +30,9 @@ from freshscore.config.clock import Clock
 from freshscore.config.errors import Unavailable
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_door import Nodes, Topology
-from freshscore.features.redis_keys import SLOTS, slot_of
+from freshscore.features.redis_keys import CONTROL, SLOTS, slot_of
 from freshscore.features.redis_lines import Address
+from freshscore.features.redis_topology import of_cluster, of_one_server
 from freshscore.simulations.simulated_redis import SimulatedNode, encoded
 from freshscore.simulations.world_chance import Chance
 
@@ -105,12 +107,10 @@ class Servers:
         self.chance = chance
         self.wait = wait
         self.limit_s = limit_s
+        self._slots: dict[bytes, int] = {}
         n = len(nodes)
+        # Whoever has it sees slots move.
         self.node_of_slot = (np.arange(SLOTS) * n // SLOTS).astype(np.uint16)
-        self.tags = tuple(
-            next(str(k) for k in range(SLOTS) if self.node_of_slot[slot_of(b"%d" % k)] == node)
-            for node in range(n)
-        )
 
     def topology(self, step: Step) -> Topology:
         """Where the nodes are now. Raises Unavailable where none tells."""
@@ -118,7 +118,40 @@ class Servers:
             one.is_up and not one.is_stopped for one in self.servers
         ):
             raise Unavailable("simulated: no node answers")
-        return Topology(tuple(one.address for one in self.servers), self.node_of_slot, self.tags)
+        return self.found()
+
+    def found(self) -> Topology:
+        """What a node tells that is asked."""
+        if len(self.servers) == 1:
+            return of_one_server(self.servers[0].address)
+        owners = self.node_of_slot
+        firsts = np.flatnonzero(np.diff(owners, prepend=len(self.servers)))
+        lasts = [*(firsts[1:] - 1).tolist(), SLOTS - 1]
+        told = []
+        for first, last in zip(firsts.tolist(), lasts, strict=True):
+            host, port = self.servers[owners[first]].address
+            told.append([first, last, [host.encode(), port]])
+        return of_cluster(told, self.servers[0].address)
+
+    def move_slots(self, number: int) -> None:
+        """Give some slots of a node, with all keys in them, to another; not that of the stream."""
+        target = self.chance.choice([n for n in range(len(self.servers)) if n != number])
+        owned = np.flatnonzero(self.node_of_slot == number)
+        n_moved = len(owned) // self.chance.choice((2, 5))
+        first = self.chance.randrange(len(owned) - n_moved + 1)
+        moved = owned[first : first + n_moved]
+        moved = moved[moved != slot_of(CONTROL.encode())]
+        self.node_of_slot[moved] = target
+        for at, one in enumerate(self.servers):
+            one.node.has_slot_of = partial(self._has, at)
+        source, other = self.servers[number].node, self.servers[target].node
+        source.hand_over(other, lambda key: not source.owns(key))
+
+    def _has(self, number: int, key: bytes) -> bool:
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = slot_of(key.partition(b"{")[2].partition(b"}")[0])
+        return bool(self.node_of_slot[slot] == number)
 
     def connected(self, address: Address, step: Step, tap: Tap | None = None) -> Connection:
         """A connection. Raises Unavailable."""

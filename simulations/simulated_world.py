@@ -50,6 +50,8 @@ _KEPT_WRITES: Final = 300
 # Nodes, and seconds of a heartbeat: a short one often comes before the next message, a long one
 # keeps followers in step for long.
 _DEPLOYMENTS: Final = ((1, 1.0), (1, 4.0), (1, 4.0), (3, 1.0), (3, 4.0))
+_CLUSTERS: Final = ((2, 1.0), (3, 1.0), (3, 4.0))
+_MOVES: Final = ("move", "move", "go on")
 _PARTITIONS: Final = 3
 _LABEL_PARTITIONS: Final = 2
 _ROWS: Final = 128
@@ -79,6 +81,7 @@ class Ground:
 
     contradicts: whether payments are said with several contents. Where events are folded early,
     the content that came first counts, and not the smaller one: not what the oracles say.
+    moves: whether there is a cluster whose slots go from node to node.
     """
 
     settings: Settings
@@ -86,6 +89,7 @@ class Ground:
     keys: Keys
     model: ServableModel
     contradicts: bool = True
+    moves: bool = False
 
 
 class SimulatedWorld:
@@ -106,7 +110,9 @@ class SimulatedWorld:
         self._changed = changed
         self.clock = VirtualClock(BEGIN_MS)
         self.faults = Faults.drawn(chance)
-        n_nodes, heartbeat_s = chance.choice(_DEPLOYMENTS)
+        if ground.moves:
+            self.faults.kinds += _MOVES
+        n_nodes, heartbeat_s = chance.choice(_CLUSTERS if ground.moves else _DEPLOYMENTS)
         changes = {"cluster": n_nodes > 1, "heartbeat_s": heartbeat_s}
         redis = ground.settings.redis.model_copy(update=changes)
         self._settings = settings = ground.settings.model_copy(update={"redis": redis})
@@ -137,8 +143,7 @@ class SimulatedWorld:
             contradict=ground.contradicts,
         )
         self.checks = Checks(ground.program.specification, ground.keys, self.truth, ground.model)
-        names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))
-        progress_keys = [names.progress(tag) for tag in self.servers.tags]
+        self._names = RedisKeys(settings.redis.namespace, state_fingerprints(ground.program))
         self.published = Published(
             self.truth.maker.layouts,
             self.log.topic_ids,
@@ -151,7 +156,6 @@ class SimulatedWorld:
             self.servers,
             self.log,
             self.published,
-            progress_keys,
             kafka.clock_error_ms,
         )
         self.counts: Counter[str] = Counter()
@@ -162,7 +166,7 @@ class SimulatedWorld:
         self._letters: set[bytes] = set()
         self._last_poll_ms: dict[ConsumerProcess, int] = {}
         admin = SimulatedNodes(settings.redis, self.clock, self.servers, lambda what: None)
-        claim_key(admin, names, ground.keys.key_id)
+        claim_key(admin, self._names, ground.keys.key_id)
         self.consumers: list[ConsumerProcess] = []
         self.scorers: list[ScorerProcess] = []
         for _ in range(chance.choice((1, 2, 2))):
@@ -348,6 +352,7 @@ class SimulatedWorld:
             step_ms = chance.choice((20_000, 90_000, 400_000))
         self.clock.move_to(self.clock.now_ms() + step_ms)
         self._evict()
+        self._beat()
         for one in self._followings():
             self._follow(one)
 
@@ -547,6 +552,12 @@ class SimulatedWorld:
                 self._turn_of(process)
         self.clock.move_to(self.clock.now_ms() + _ROUND_MS)
         self._evict()
+        self._beat()
+
+    def _beat(self) -> None:
+        """Only who asks for what has moved is told so by a node."""
+        for process in self.scorers if self._ground.moves else ():
+            process.beat()
 
     def _followings(self) -> list[FollowerProcess]:
         return [one.following for one in self.scorers if one.following is not None]
@@ -558,15 +569,24 @@ class SimulatedWorld:
         given = {at for one in self.consumers for at in one.reader.assignment}
         busy = [one for one in self.consumers if one.reader.assignment]
         return (
-            all(one.follower.may_serve() for one in self._followings())
+            self._is_vouched()
+            and all(one.follower.may_serve() for one in self._followings())
             and given == ends.keys()
             and all(one.consumer.is_caught_up for one in busy)
             and all(self.log.committed.get(at, 0) == end for at, end in ends.items() if end)
         )
 
+    def _is_vouched(self) -> bool:
+        """Whether each node says how far it has got: one that has lost anything is rebuilt."""
+        nodes = [one.node for one in self.servers.servers]
+        keys = map(self._names.progress, self.servers.found().tags)
+        return all(any(one.held(key) for one in nodes if one.owns(key)) for key in keys)
+
     def _check_rest(self) -> None:
         for key, state in self.truth.states.items():
-            held = self.truth.snapshot(self.servers.servers[state.node].node, key).records
+            held = self.truth.snapshot(
+                self.servers.servers[self.truth.node_of(key)].node, key
+            ).records
             must = self.truth.must_hold(key)
             if held != must:
                 raise BrokenLaw(

@@ -26,6 +26,7 @@ from freshscore.invalidation.partitions import Partition
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.result import Result
 from freshscore.simulations.simulated_log import Log
+from freshscore.simulations.simulated_redis import SimulatedNode
 from freshscore.simulations.simulated_servers import Servers
 from freshscore.simulations.world_checks import Checked, Checks
 from freshscore.simulations.world_near import Published
@@ -47,7 +48,7 @@ def _bucket_of(identity: bytes) -> int:
 class Answers:
     """Looks at the answers of one world.
 
-    progress_keys: of the nodes, in order. clock_error_ms: by how much stamps may go back.
+    clock_error_ms: by how much stamps may go back.
     """
 
     def __init__(
@@ -57,7 +58,6 @@ class Answers:
         servers: Servers,
         log: Log,
         published: Published,
-        progress_keys: Sequence[bytes],
         clock_error_ms: int,
     ) -> None:
         self._truth = truth
@@ -66,15 +66,14 @@ class Answers:
         self._log = log
         self._published = published
         self._clock_error_ms = clock_error_ms
-        self._progress_keys = progress_keys
         self._partitions = {
             (topic_digest(log.topic_ids[at[0]]), at[1]): at for at in log.partitions
         }
         self._markers: dict[bytes, dict[Partition, int]] = {}
         # Of a state and a partition: how often its node had lost writes, how many were found.
-        self._found: dict[tuple[bytes, Partition], tuple[int, int]] = {}
+        self._found: dict[tuple[bytes, Partition], tuple[tuple[SimulatedNode, int], int]] = {}
         # Of a state: the summary and losses with which it lacked nothing; later ones only grow.
-        self._whole: dict[bytes, tuple[bytes, int]] = {}
+        self._whole: dict[bytes, tuple[bytes, SimulatedNode, int]] = {}
         self._united: dict[tuple[int, tuple[bytes, ...]], Snapshot] = {}
         self.counts: Counter[str] = Counter()
 
@@ -268,18 +267,18 @@ class Answers:
         self, process: ScorerProcess, key: bytes, read: Snapshot, state: Snapshot, step: int
     ) -> None:
         known = self._truth.states[key]
-        summary = process.reading.summaries.get(self._progress_keys[known.node])
+        summary, node = process.reading.vouchers[key]
         if summary is None:
             raise BrokenLaw(f"step {step}: a node without an epoch gave an answer that is whole")
-        n_losses = self._servers.servers[known.node].node.n_losses
-        found = (summary, n_losses)
+        losses = (node, node.n_losses)
+        found = (summary, *losses)
         if self._whole.get(key) == found:
             return
         markers = self._markers_of(summary, step)
         is_whole = True
         for at, entries in known.log.items():
-            then, first = self._found.get((key, at), (n_losses, 0))
-            if then != n_losses:
+            then, first = self._found.get((key, at), (losses, 0))
+            if then != losses:
                 first = 0
             end = bisect_left(entries, (markers.get(at, 0), b""))
             if end <= first:
@@ -294,7 +293,7 @@ class Answers:
                         f" {markers.get(at, 0)}, and what stands at {offset} does not count"
                     )
             if is_whole:
-                self._found[key, at] = (n_losses, end)
+                self._found[key, at] = (losses, end)
         if is_whole:
             self._whole[key] = found
 
@@ -314,7 +313,7 @@ class Answers:
         """A near state counts what its follower says, and what was published before its bound."""
         said, published = self._markers_of(summary, step), self._published
         known = self._truth.states[key]
-        node = self._servers.servers[known.node].node
+        node = self._servers.servers[self._truth.node_of(key)].node
         for at, entries in known.log.items():
             for offset, record in entries[: bisect_left(entries, (said.get(at, 0), b""))]:
                 if record not in read.records and record not in state.records:

@@ -37,7 +37,7 @@ def repaired(world: SimulatedWorld, number: int, n_writes: int) -> Repair:
         for _ in range(_FLOWING_ROUNDS):
             world.say()
             world.round()
-    keys = [key for key, state in truth.states.items() if state.node == number]
+    keys = [key for key in truth.states if truth.node_of(key) == number]
     before = {key: truth.snapshot(server.node, key).records for key in keys}
     n_lost = world.servers.fail_over(number, n_writes)
     lost = {key: before[key] - truth.snapshot(server.node, key).records for key in keys}

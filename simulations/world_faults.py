@@ -115,6 +115,8 @@ class Faults:
             server.is_stopped = True
         elif kind == "partition":
             servers.cut_off.add(chance.choice(processes))
+        elif kind == "move":
+            servers.move_slots(number)
         elif kind == "scripts":
             server.node.forget_scripts()
         elif kind == "kafka":

@@ -69,9 +69,9 @@ class FollowerProcess(Process):
         pause: Callable[[Process, str], None],
     ) -> None:
         super().__init__(clock, pause)
-        nodes = SimulatedNodes(settings, clock, servers, self.step)
+        self.nodes = SimulatedNodes(settings, clock, servers, self.step)
         heartbeat_s = settings.heartbeat_s
-        self.follower = Follower(nodes, names, layouts, near, heartbeat_s, clock=clock)
+        self.follower = Follower(self.nodes, names, layouts, near, heartbeat_s, clock=clock)
 
     def turn(self) -> None:
         """One turn, if it is not in the middle of one."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, cast
 
 from freshscore.config.clock import Clock
+from freshscore.config.errors import Unavailable
 from freshscore.config.settings import Settings
 from freshscore.features import row as r
 from freshscore.features.packing import Keys
@@ -118,13 +120,13 @@ class Reading:
 
     states: by key what was read, each time that it was, the latest first: a state is read once more
     where something that was folded of it is asked for, and other rows stand on what was before.
-    summaries: of nodes, by key; near: of the follower, where the states were near. shown: by key
-    near states that rows were answered on without Redis.
+    vouchers: by key the node, and what it said of itself with the state. near: of the follower,
+    where the states were near. shown: by key near states that rows were answered on without Redis.
     """
 
     asked: Sequence[Content] = ()
     states: dict[bytes, list[Snapshot]] = field(default_factory=dict)
-    summaries: dict[bytes, bytes | None] = field(default_factory=dict)
+    vouchers: dict[bytes, tuple[bytes | None, SimulatedNode]] = field(default_factory=dict)
     near: bytes | None = None
     shown: dict[bytes, list[Snapshot]] = field(default_factory=dict)
 
@@ -180,15 +182,22 @@ class ScorerProcess(Process):
         def read(node: SimulatedNode, commands: Sequence[Sequence[bytes]]) -> None:
             # Rows of one exchange ask for the same states.
             asked = (parts[1] for parts in commands if parts[0] in (b"GET", b"MGET"))
+            summary: bytes | None = None
+            says = False
             for key in dict.fromkeys(asked):
+                if not node.owns(key):
+                    continue
                 held = node.held(key)
                 if key in truth.states:
+                    # What is read once more, with what was folded, has no question before it.
+                    if says:
+                        reading.vouchers[key] = summary, node
                     snapshot = truth.snapshot(node, key)
                     reading.states.setdefault(key, []).insert(0, snapshot)
                     if self.following is not None:
                         self._brought.note(key, held or b"", snapshot)
                 else:
-                    reading.summaries[key] = held
+                    summary, says = held, True
 
         return read
 
@@ -215,6 +224,16 @@ class ScorerProcess(Process):
                 else:
                     # Other rows stand on what an exchange has brought.
                     reading.shown.setdefault(key, []).append(found)
+
+    def beat(self) -> None:
+        """What the thread that keeps its lease does too: look now and then where the nodes are."""
+        nodes = [self.nodes]
+        if self.following is not None:
+            # The same as the scorer's, but for the steps that it takes.
+            nodes.append(self.following.nodes)
+        for one in nodes:
+            with suppress(Unavailable), one.lines():
+                pass
 
     def observe(self, content: Content) -> None:
         """Observe a payment. Raises Unavailable."""

@@ -100,11 +100,12 @@ class _State:
     """One state. log: for each partition the records of its messages with their offsets."""
 
     entity: int
-    node: int
+    slot: int
     log: dict[Partition, list[tuple[int, bytes]]] = field(default_factory=dict)
     n_losses: int = -1
     n_bytes: int = 0
     latest: Snapshot | None = None
+    read_on: SimulatedNode | None = None
     # With these bytes, where some of it was folded early.
     held: bytes = b""
 
@@ -157,8 +158,12 @@ class Truth:
     def _state_of(self, entity: int, token: bytes) -> bytes:
         key = self._names.state(token, self.maker.layouts[entity].fingerprint)
         if key not in self.states:
-            self.states[key] = _State(entity, int(self._node_of_slot[slot_of(tag_of(token))]))
+            self.states[key] = _State(entity, slot_of(tag_of(token)))
         return key
+
+    def node_of(self, key: bytes) -> int:
+        """The node that has a state now."""
+        return int(self._node_of_slot[self.states[key].slot])
 
     def say(self, value: bytes, said: Said) -> None:
         """From now on a message of these bytes means this."""
@@ -233,7 +238,7 @@ class Truth:
         """What the state at `key` counts now, on the node that holds it. Raises BrokenLaw."""
         state = self.states[key]
         ever = node.appended.get(key, b"")
-        is_as_before = state.latest is not None and state.n_losses == node.n_losses
+        is_as_before = state.read_on is node and state.n_losses == node.n_losses
         if self._is_early:
             held = node.held(key) or b""
             if is_as_before and len(ever) == state.n_bytes and held == state.held:
@@ -248,7 +253,7 @@ class Truth:
                 state.latest = self.grown(state.latest, fresh - known)
         else:
             state.latest = self.made(state.entity, self.split(key, bytes(ever)))
-        state.n_losses, state.n_bytes = node.n_losses, len(ever)
+        state.read_on, state.n_losses, state.n_bytes = node, node.n_losses, len(ever)
         return state.latest
 
     def _with_lines(self, key: bytes, held: bytes, ever: bytes) -> Snapshot:

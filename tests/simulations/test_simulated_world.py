@@ -44,9 +44,10 @@ _FAILOVERS = 3
 _LONGEST_HEARTBEAT_S = 4.0
 # What passes beside a heartbeat: waits after trouble and in vain, and the steps of the clock.
 _NOTICED_S = 2.0
-# In worlds of the kind "early" grids with more records are folded at once.
+# What the shares are of: in "early" worlds grids with more records than this are folded at once, in
+# "moving" ones slots of a cluster go from node to node.
 _EARLY_RECORDS = 8
-_KINDS = ("digest", "trees", "trees", "early", "digest", "trees", "trees", "early")
+_KINDS = ("digest", "trees", "trees", "early", "moving", "trees", "trees", "early")
 _CANARY_WORLDS = 60
 _CANARY_SCORES = 4_000
 _CANARY_ACTS = 4_000
@@ -66,6 +67,8 @@ def _ground(kind: str = "trees") -> Ground:
     if kind == "early":
         early = world_settings(grid_records=_EARLY_RECORDS)
         return Ground(early, program, keys, model, contradicts=False)
+    if kind == "moving":
+        return Ground(world_settings(), program, keys, model, moves=True)
     return Ground(world_settings(), program, keys, model)
 
 

@@ -15,6 +15,7 @@
     labels that wait, late events                held_as_if_read, folded_too_early
     repetitions of what was folded early         folded_without_a_trace, own_left_in_tiles
     requests for past instants                   past_answered
+    slots that move                              tags_stay, former_nodes_vouch
 
 No protection is only against: a broker that is away, clocks that differ, rebalances, commits that
 are lost, messages that come twice. States are sets, and what is read again changes nothing; these
@@ -27,15 +28,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from freshscore.features import near_ring as g
+from freshscore.features import redis_topology
 from freshscore.features import tables as t
 from freshscore.features.near_states import NearStates
 from freshscore.features.redis_compaction import Compactor
+from freshscore.features.redis_keys import SLOTS, slot_of
 from freshscore.features.redis_lines import ReplyError, errors_in
 from freshscore.features.request_store import RequestStore
-from freshscore.invalidation import beginnings, under_way, waiting_labels
+from freshscore.invalidation import beginnings, node_markers, under_way, waiting_labels
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.node_markers import refusal_of
 from freshscore.invalidation.partitions import NodeMarker, begin_of
@@ -272,6 +277,22 @@ def past_answered(patch: Patch) -> Change:
     return _nothing
 
 
+def tags_stay(patch: Patch) -> Change:
+    """A node's markers vouch for slots that it got since."""
+
+    def first_owned(owned: NDArray[np.bool_]) -> str:
+        return next(str(number) for number in range(SLOTS) if owned[slot_of(b"%d" % number)])
+
+    patch.setattr(redis_topology, "_tag_of_set", first_owned)
+    return _nothing
+
+
+def former_nodes_vouch(patch: Patch) -> Change:
+    """What a node said of its slots is believed where they come back to it."""
+    patch.setattr(node_markers, "forget_former_nodes", lambda nodes, keys: 0)
+    return _nothing
+
+
 class Canary(NamedTuple):
     """A protection that is taken out, under the trouble for which it is there.
 
@@ -292,6 +313,14 @@ _LAST_ENTRY_LOST: Final = {
     "kill": 0.0,
     "followed": 0.5,
 }
+# Whoever follows is in step until then, and after it.
+_ONE_ENTRY_LOST: Final = {
+    "kinds": ("fail over",),
+    "lost_writes": (1,),
+    **dict.fromkeys(("pause", "kill", "lost", "cut", "unanswered", "slow"), 0.0),
+    **dict.fromkeys(("lost_commit", "failed_poll"), 0.0),
+    "followed": 0.9,
+}
 # No connection is made anew: each would load what a node has forgotten.
 _CONNECTED: Final = {"lost": 0.0, "cut": 0.0, "unanswered": 0.0, "slow": 0.0, "pause": 0.0}
 CANARIES: Final = (
@@ -308,7 +337,7 @@ CANARIES: Final = (
     Canary(folded_too_early, {}),
     Canary(prefix_not_compared, {"pause": 0.3, "kinds": ("go on",)}, 3),
     Canary(scripts_missing_for_ever, {"kinds": ("scripts",), **_CONNECTED}),
-    Canary(gaps_not_seen, _LAST_ENTRY_LOST, 40),
+    Canary(gaps_not_seen, _ONE_ENTRY_LOST, 33),
     Canary(silence_not_noticed, {"followed": 0.1}, 2),
     Canary(notes_not_looked_at, {"pause": 0.3, "kinds": ("go on",)}, 16),
     Canary(losses_admitted, {"kinds": ("restart", "fail over"), "pause": 0.0}),
@@ -316,4 +345,6 @@ CANARIES: Final = (
     Canary(folded_without_a_trace, {}, 0, "early"),
     Canary(own_left_in_tiles, {}, 0, "early"),
     Canary(past_answered, {}, 0, "early"),
+    Canary(tags_stay, {"kinds": ("move", "go on")}, 1, "moving"),
+    Canary(former_nodes_vouch, {"kinds": ("move", "crash empty")}, 3, "moving"),
 )
