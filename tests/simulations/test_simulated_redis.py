@@ -12,6 +12,7 @@ import pytest
 
 from freshscore.config.settings import RedisSettings
 from freshscore.features.redis_door import Nodes, command
+from freshscore.features.redis_keys import slot_of
 from freshscore.features.redis_lines import Lines, ReplyError
 from freshscore.features.redis_scripts import BEGIN, DROP, KEEP, PROGRESS, SWAP
 from freshscore.invalidation import node_markers
@@ -19,6 +20,7 @@ from freshscore.invalidation.following import _HAS_ENTRY
 from freshscore.simulations.clock import VirtualClock
 from freshscore.simulations.simulated_redis import SimulatedNode, encoded, parsed
 from freshscore.simulations.simulated_scripts import digest_of
+from freshscore.simulations.simulated_servers import Servers
 from tests.servers.redis_servers import RedisServer
 
 _TOPICS = (b"one", b"two", b"gone")
@@ -310,6 +312,52 @@ def test_a_stream_that_is_cut_is_done_up_to_its_last_whole_command() -> None:
     ends += [ends[0] + len(command(b"GET", b"a")), len(whole)]
     for end in range(len(whole) + 1):
         assert len(parsed(whole[:end])) == sum(end >= one for one in ends)
+
+
+def test_a_request_for_states_alone_is_taken_apart_like_others(seed: int) -> None:
+    """Whole, cut anywhere, and with a key that has the end of a line in it."""
+    chance = random.Random(seed)
+    keys = (b"a", b"{t}:state:1", b"x" * 300, b"$3\n", b"")
+    for _ in range(40):
+        given = [
+            [b"GET", chance.choice(keys)]
+            if chance.random() < 0.5
+            else [b"MGET", chance.choice(keys[:4]), chance.choice(keys)]
+            for _ in range(chance.randrange(1, 6))
+        ]
+        if chance.random() < 0.3:
+            given.append([b"GET", b"line\r\n"])
+        request = b"".join(command(*parts) for parts in given)
+        assert parsed(request) == given
+        end = chance.randrange(len(request))
+        n_whole = sum(
+            len(b"".join(command(*one) for one in given[: n + 1])) <= end for n in range(len(given))
+        )
+        assert parsed(request[:end]) == given[:n_whole]
+
+
+def test_slots_move_with_all_that_is_in_them(seed: int) -> None:
+    """Each key is at one node, as it was; the other one refuses it, and answers for the rest."""
+    chance = random.Random(seed)
+    nodes = [SimulatedNode(VirtualClock(1), 10) for _ in range(3)]
+    servers = Servers(nodes, chance, lambda wait_s: None, 0.1)
+    keys = [b"{%d}:k" % number for number in range(60)]
+    for key in keys:
+        nodes[servers.node_of_slot[slot_of(key[1:-3])]].run([[b"APPEND", key, key]])
+    tags = set(servers.found().tags)
+    for _ in range(6):
+        servers.move_slots(chance.randrange(3))
+        before, tags = tags, set(servers.found().tags)
+        assert len(before & tags) == 1
+        for key in keys:
+            at = int(servers.node_of_slot[slot_of(key[1:-3])])
+            for number, node in enumerate(nodes):
+                found = node.run([[b"GET", key], [b"STRLEN", key], [b"MGET", key, key]])
+                assert found.startswith(b"-MOVED") is (number != at)
+                assert (node.held(key), node.appended.get(key)) == (
+                    (key, key) if number == at else (None, None)
+                )
+    assert nodes[servers.node_of_slot[slot_of(b"control")]].owns(b"{control}:stream")
 
 
 def test_an_unknown_command_or_script_is_refused() -> None:
