@@ -98,14 +98,15 @@ def test_worlds_keep_the_laws(seed: int, share: int, kind: str) -> None:
 
     A tree model shows how scores are cached; of the other one no bit of any feature may differ.
     """
-    n_distinct = 0
+    n_left = _CHECKED // len(_KINDS)
     for number in range(_MOST_WORLDS):
-        checks = _run(seed + number, _SCORES, kind, _ACTS).checks
+        # Of those that it answers a world checks four in five, or fewer.
+        checks = _run(seed + number, min(_SCORES, n_left * 5 // 4), kind, _ACTS).checks
         assert checks.n_plain >= checks.n_checked // 1_000
-        n_distinct += checks.n_distinct
-        if n_distinct >= _CHECKED // len(_KINDS):
+        n_left -= checks.n_distinct
+        if n_left <= 0:
             return
-    pytest.fail(f"seed {seed}: {_MOST_WORLDS} worlds have only {n_distinct} scores to check")
+    pytest.fail(f"seed {seed}: {_MOST_WORLDS} worlds leave {n_left} scores to be checked")
 
 
 def test_all_there_is_happens_in_a_world() -> None:
