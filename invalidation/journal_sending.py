@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -125,6 +126,9 @@ class JournalSender:
     def close(self) -> None:
         """Leave what was taken over to others."""
         for folder in self._others:
+            # What was acknowledged last.
+            with suppress(OSError):
+                folder.remove_acknowledged()
             folder.close()
         self._others = []
 
