@@ -25,6 +25,17 @@ allow freshscore-scorer Write --topic "$TRANSACTIONS"
 allow freshscore-scorer Write --topic "$LABELS"
 allow freshscore-scorer Write --topic "$DECISIONS"
 
+# freshscore shadow: the payments in a group of its own, and at its start whether all topics are what
+# they must be.
+allow freshscore-shadow Read --topic "$TRANSACTIONS"
+allow freshscore-shadow Read --group "$GROUP-shadow"
+allow freshscore-shadow Write --topic "$DECISIONS"
+allow freshscore-shadow Describe --topic "$LABELS"
+allow freshscore-shadow Describe --topic "$DEAD_LETTERS"
+for topic in "$TRANSACTIONS" "$LABELS" "$DECISIONS" "$DEAD_LETTERS"; do
+    allow freshscore-shadow DescribeConfigs --topic "$topic"
+done
+
 # freshscore consume: it looks at its start whether all topics are what they must be.
 allow freshscore-consumer Read --topic "$TRANSACTIONS"
 allow freshscore-consumer Read --topic "$LABELS"

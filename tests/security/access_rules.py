@@ -15,8 +15,8 @@ _GIVEN: Final = re.compile(
     r"--bootstrap-server here --add --allow-principal User:(\S+) --operation (\S+)"
     r" --(topic|group) (\S+)"
 )
-Role = Literal["scorer", "consumer", "operator"]
-ROLES: Final[tuple[Role, ...]] = ("scorer", "consumer", "operator")
+Role = Literal["scorer", "shadow", "consumer", "operator"]
+ROLES: Final[tuple[Role, ...]] = ("scorer", "shadow", "consumer", "operator")
 
 
 def redis_lines(

@@ -122,6 +122,7 @@ def deploy(
             "redis.heartbeat_s": 0.05,
             "redis.lease_s": 2.0,
             "redis.compact_records": 2,
+            "redis.grid_records": 2,
         }
         for topic in ("transactions", "labels", "decisions", "dead_letters"):
             given[f"kafka.{topic}_topic"] = f"{namespace}-{topic}"

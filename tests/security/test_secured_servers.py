@@ -28,6 +28,8 @@ from freshscore.invalidation.control import Control
 from freshscore.invalidation.deployment import Deployment
 from freshscore.invalidation.deployment import opened as opened_deployment
 from freshscore.invalidation.holding import Hold
+from freshscore.scoring.shadow_opening import open_shadow
+from tests.freshscore.shadows import turns_until, with_model
 from tests.freshscore.shared_deployment import (
     CARDS,
     MERCHANTS,
@@ -169,6 +171,23 @@ def go_through(own: Guarded, beside: Guarded, during: Watch = unwatched) -> None
         assert not any(versions(found)[0][:1])
 
 
+def go_beside(own: Guarded, during: Watch = unwatched) -> None:
+    """A shadow answers what comes, with states near."""
+    with_model(own)
+    given = own.given_to("shadow") | {"redis.near": True}
+    with during("shadow"):
+        shadow = open_shadow(load_settings("shared", settings=given))
+        turns_until(shadow, lambda: shadow.n_partitions == 2)
+        own.send(recent(20, first=8_000))
+        turns_until(shadow, lambda: shadow.counts.n_messages == 20)
+    own.consume()
+    with during("shadow"):
+        # It reads what was published, and looks whether that is all.
+        threading.Event().wait(0.5)
+        shadow.close()
+    assert shadow.counts.n_published == 20
+
+
 def by_an_operator(own: Guarded, card: str, before_ms: int) -> None:
     """What an operator does while no scorer is at work."""
     own.run("cache", "invalidate", "--everything")
@@ -205,6 +224,7 @@ def test_kafka_with_a_password_over_tls_and_the_rights_of_the_deployment(
     broker.allow(rules)
     n_before = len(broker.decisions())
     go_through(own, deploy("plain", plain(broker)))
+    go_beside(own)
     said = broker.decisions()[n_before:]
     assert [line for line in said if "is Denied" in line] == []
     assert {*rules} - {told_of(line) for line in said} == set()
@@ -247,6 +267,7 @@ def test_redis_with_tls_and_the_users_of_the_deployment(
     own = deploy("secured", plain(secured_kafka), redis.roles)
     at_work = AtWork(redis.server)
     go_through(own, deploy("plain", plain(secured_kafka)), at_work.during)
+    go_beside(own, at_work.during)
     work_that_is_rare(own, at_work)
     for role in ROLES:
         of_clusters = {"cluster|slots", "sadd", "smembers", "srem"}

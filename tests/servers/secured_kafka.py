@@ -51,7 +51,10 @@ class SecuredKafka(KafkaBroker):
 
     # Which rule has allowed what is told at this level alone.
     java_options = ("-Dorg.slf4j.simpleLogger.log.kafka.authorizer.logger=debug",)
-    users = ("freshscore-scorer", "freshscore-consumer", "freshscore-operator")
+    users = (
+        *("freshscore-scorer", "freshscore-shadow"),
+        *("freshscore-consumer", "freshscore-operator"),
+    )
 
     def __init__(self, authority: Authority) -> None:
         super().__init__(n_ports=4)
