@@ -268,6 +268,8 @@ def test_redis_with_tls_and_the_users_of_the_deployment(
     at_work = AtWork(redis.server)
     go_through(own, deploy("plain", plain(secured_kafka)), at_work.during)
     go_beside(own, at_work.during)
+    # So the rights that folding early needs are among those that were used.
+    assert n_buckets(redis.server) > 0
     work_that_is_rare(own, at_work)
     for role in ROLES:
         of_clusters = {"cluster|slots", "sadd", "smembers", "srem"}
@@ -327,6 +329,15 @@ class AtWork:
 
 def servers_of(redis: RedisServer | RedisCluster) -> list[RedisServer]:
     return redis.primaries if isinstance(redis, RedisCluster) else [redis]
+
+
+def n_buckets(redis: RedisServer | RedisCluster) -> int:
+    """How many keys hold what was folded early of a merchant."""
+    n = 0
+    for server in servers_of(redis):
+        with server.client() as client:
+            n += sum(1 for _ in client.scan_iter(match="*:p?*", count=1_000))
+    return n
 
 
 def reset_counts(redis: RedisServer | RedisCluster) -> None:
