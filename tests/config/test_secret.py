@@ -13,10 +13,13 @@ import pytest
 from freshscore.config.errors import SettingsError
 from freshscore.config.secret import (
     FILE_NAME,
+    FORMER_FILE_NAME,
     Secret,
     keep_secret,
     load_secret,
     random_seed,
+    shared_secret,
+    write_secret,
 )
 
 HEX = "00112233445566778899aabbccddeeff"
@@ -145,3 +148,76 @@ def test_of_many_that_keep_a_secret_at_once_one_does(tmp_path: Path) -> None:
 def test_seeds_are_not_repeated() -> None:
     assert random_seed() != random_seed()
     assert 0 <= random_seed() < 2**63
+
+
+SINCE_MS = 1_764_547_200_000
+
+
+def written(secret: Secret, path: Path) -> str:
+    write_secret(secret, path)
+    return path.read_text("ascii").strip()
+
+
+def test_a_successor_has_tokens_of_its_own_and_the_same_records(tmp_path: Path) -> None:
+    """Two rotations: the first secret's keys of records come through both."""
+    first = load_secret(None, {"FRESHSCORE_SECRET": HEX})
+    texts = [HEX]
+    secrets = [first]
+    for number in range(2):
+        made = secrets[-1].successor(SINCE_MS + number)
+        texts.append(written(made, tmp_path / f"{number}"))
+        variables = {"FRESHSCORE_SECRET": texts[-1], "FRESHSCORE_FORMER_SECRET": texts[-2]}
+        read = shared_secret(None, variables)
+        assert read.key_id == made.key_id
+        assert read.since_ms == SINCE_MS + number
+        assert read.former is not None
+        assert read.former.key_id == secrets[-1].key_id
+        secrets.append(read)
+    for purpose in ("record", "digest", "dead letter"):
+        assert len({one.key(purpose) for one in secrets}) == 1
+    assert len({one.key("token") for one in secrets}) == 3
+    assert len({one.key_id for one in secrets}) == 3
+    assert {one.record_id for one in secrets} == {first.key_id}
+    alone = shared_secret(None, {"FRESHSCORE_SECRET": texts[-1]})
+    assert (alone.former, alone.key_id) == (None, secrets[-1].key_id)
+
+
+def test_two_secrets_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    successor = written(
+        load_secret(None, {"FRESHSCORE_SECRET": HEX}).successor(SINCE_MS), tmp_path / "1"
+    )
+    other = "ff" * 16
+    for given, former in ((HEX, other), (successor, other), (HEX, successor), (HEX, HEX)):
+        with pytest.raises(SettingsError, match="is no successor of") as caught:
+            shared_secret(None, {"FRESHSCORE_SECRET": given, "FRESHSCORE_FORMER_SECRET": former})
+        assert successor[:16] not in str(caught.value)
+    with pytest.raises(SettingsError, match="are the same secret"):
+        shared_secret(None, {"FRESHSCORE_SECRET": successor, "FRESHSCORE_FORMER_SECRET": successor})
+
+
+def test_a_successor_that_lost_a_part_is_refused_or_another(tmp_path: Path) -> None:
+    first = load_secret(None, {"FRESHSCORE_SECRET": HEX})
+    made = first.successor(SINCE_MS)
+    text = written(made, tmp_path / "next")
+    for at in range(0, len(text), 7):
+        damaged = text[:at] + text[at + 1 :]
+        with contextlib.suppress(SettingsError):
+            assert load_secret(None, {"FRESHSCORE_SECRET": damaged}).key_id != made.key_id
+    assert text[:16] not in repr(made)
+    with pytest.raises(SettingsError, match="there is one already"):
+        write_secret(first.successor(SINCE_MS), tmp_path / "next")
+
+
+def test_the_former_secret_may_be_a_file_beside_the_secret(tmp_path: Path) -> None:
+    first = load_secret(None, {"FRESHSCORE_SECRET": HEX})
+    write_secret(first, tmp_path / FORMER_FILE_NAME)
+    write_secret(first.successor(SINCE_MS), tmp_path / FILE_NAME)
+    found = shared_secret(tmp_path, {})
+    assert found.former is not None
+    assert found.former.key_id == first.key_id
+
+
+@pytest.mark.parametrize("since_ms", [0, -1, 4_102_444_800_000])
+def test_no_secret_begins_at_an_instant_that_no_payment_has(since_ms: int) -> None:
+    with pytest.raises(SettingsError, match="no secret begins at"):
+        load_secret(None, {"FRESHSCORE_SECRET": HEX}).successor(since_ms)
