@@ -1,7 +1,8 @@
 """From a Transaction to the row that kernels read.
 
 Rule: a row is made once for a transaction and a packer, and kept with the transaction; identifiers
-go in as bytes and come out as keyed hashes, and no copy of them stays behind.
+go in as bytes and come out as keyed hashes, and no copy of them stays behind. Which key a payment's
+tokens are of follows from its own time alone, so that all processes hash it alike.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from freshscore.config.secret import Secret
 from freshscore.features.layout import NO_PLACE, place
 from freshscore.features.memory import BYTES_AT, address_of
 from freshscore.features.program import Program, static_conditions
-from freshscore.features.row import KEY_CONTENT, digest_content, make_row, row_words
+from freshscore.features.row import KEY_CONTENT, TOKENS, digest_content, make_row, row_words
 from freshscore.features.transaction import KIND_CODES, Transaction, shown_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from freshscore.features.table import PaymentTable
 
 _NAN: Final = float("nan")
+# Before every payment.
+_ALWAYS: Final = -(2**62)
 # Where the number of a cohort stands in a row's bits; 8 bits.
 COHORT_SHIFT: Final = 40
 Codes = Mapping[str, Mapping[str, int]]
@@ -37,11 +40,14 @@ class Keys:
     """The hash keys of a store, derived from its secret; the arrays hold 16 bytes a key.
 
     record: of identities and members (8 bytes of them are kept), which never rotates.
-    digests: of the records of each entity, which make the versions of states.
+    digests: of the records of each entity, which make the versions of states; they neither.
+    since_ms: from which event time on tokens are those of `row_keys`; former: the keys of older
+    ones, None outside of a rotation.
     """
 
     def __init__(self, program: Program, secret: Secret) -> None:
         self.key_id = secret.key_id
+        self.record_id = secret.record_id
         self.record = secret.key("record")
         names = [layout.name for layout in program.entities]
         tokens = [secret.key("token") + name.encode() for name in names]
@@ -53,6 +59,20 @@ class Keys:
         self.digest_keys = _as_words(
             *(_derived(digest + name.encode(), b"digest") for name in names)
         )
+        self.is_successor = secret.since_ms is not None
+        self.since_ms = _ALWAYS if secret.since_ms is None else secret.since_ms
+        former = secret.former
+        self.former: Keys | None = None if former is None else Keys(program, former)
+
+    def key_id_at(self, time_ms: int) -> str:
+        """Under which key the identifiers of a payment are hashed, by its own time."""
+        former = self.former
+        return self.key_id if former is None or time_ms >= self.since_ms else former.key_id
+
+    @property
+    def answers_from_ms(self) -> int:
+        """Windows that begin before it would miss what lies under a key that is gone."""
+        return self.since_ms if self.former is None else _ALWAYS
 
 
 def _derived(material: bytes, person: bytes) -> bytes:
@@ -75,6 +95,9 @@ class Cohort:
 class Packer:
     """Makes rows for one program, one set of keys and one model's category codes and cohorts.
 
+    Tokens are those of the key that holds at the payment's own time, whoever packs it and when.
+    During a rotation a row is longer: from `others_at` on it has the tokens under the other key,
+    in whose states the same entities have records too; 0 where there is no rotation.
     The cohort of a transaction is the first that it meets, else the one after the last (`all`).
     Raises ModelMismatch for a cohort of a field that the specification does not read.
     """
@@ -96,9 +119,15 @@ class Packer:
         self._entity_parts = tuple(layout.parts for layout in program.entities)
         self._n_values = len(spec.plain_fields) + len(spec.categories)
         self._n_entities = len(program.entities)
-        self.row_bytes = 8 * row_words(
+        self.content_bytes = 8 * row_words(
             self._n_entities, len(spec.plain_fields), len(spec.categories)
         )
+        self.others_at = 0
+        self.row_bytes = self.content_bytes
+        if keys.former is not None:
+            # At a whole number of tokens from the others: then commands name both kinds alike.
+            self.others_at = TOKENS + -(-(self.content_bytes - TOKENS) // 16) * 16
+            self.row_bytes = self.others_at + 16 * self._n_entities
         self._form = struct.Struct(f"<4q{self._n_values}d{1 + self._n_entities}q").pack
         self._keys_at = address_of(keys.row_keys)
         self._conditions = bool(spec.conditions)
@@ -110,11 +139,13 @@ class Packer:
         if owner is self:
             return row
         raw = self._raw(transaction)
-        row = bytes(self.row_bytes)
+        row = bytes(self.content_bytes)
         # A new bytes object that nobody else has seen yet is ours to fill, once.
         make_row(
             id(raw) + BYTES_AT, id(row) + BYTES_AT, self._keys_at, self._n_entities, self._n_values
         )
+        if self.others_at:
+            row = self._of_both(raw, row, transaction._time)
         # In one piece: two threads may pack one transaction for two scorers.
         transaction.packed = (self, row)
         return row
@@ -123,8 +154,25 @@ class Packer:
         """`row` with the digest of its content, after hashes were put into it."""
         made = bytearray(row)
         at = address_of(np.frombuffer(made, np.uint8))
-        digest_content(at, at + len(made), self._keys_at + KEY_CONTENT)
+        digest_content(at, at + self.content_bytes, self._keys_at + KEY_CONTENT)
         return bytes(made)
+
+    def _of_both(self, raw: bytes, row: bytes, time_ms: int) -> bytes:
+        """The row that holds at `time_ms`, with the tokens of the other one behind it."""
+        former = self.keys.former
+        assert former is not None  # others_at says so
+        other = bytes(self.content_bytes)
+        make_row(
+            id(raw) + BYTES_AT,
+            id(other) + BYTES_AT,
+            address_of(former.row_keys),
+            self._n_entities,
+            self._n_values,
+        )
+        if time_ms < self.keys.since_ms:
+            row, other = other, row
+        others = other[TOKENS : TOKENS + 16 * self._n_entities]
+        return row + bytes(self.others_at - self.content_bytes) + others
 
     def _raw(self, transaction: Transaction) -> bytes:
         tx = transaction

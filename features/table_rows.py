@@ -30,6 +30,7 @@ def rows_of(table: PaymentTable, packer: Packer) -> Words:
     program = packer.program
     rows = np.zeros((n, packer.row_bytes // 8), np.uint64)
     keys = packer.keys.row_keys
+    is_old = _older(table, packer)
     rows[:, r.IDENTITY_LOW // 8 : r.TIME // 8] = hashes_of(table.transaction_id, keys, r.KEY_RECORD)
     rows[:, r.TIME // 8] = table.time_ms.view(np.uint64)
     rows[:, r.AMOUNT // 8] = table.amount_minor.view(np.uint64)
@@ -41,18 +42,42 @@ def rows_of(table: PaymentTable, packer: Packer) -> Words:
     n_entities = len(program.entities)
     for e, layout in enumerate(program.entities):
         coded = joined(table, layout.parts)
-        tokens = hashes_of(coded.values, keys, r.KEY_TOKENS + 16 * e)
+        tokens, others = _tokens(coded, packer, e, is_old)
         inside = hashes_of(coded.values, keys, r.KEY_RECORD)[:, :1]
         at = r.TOKENS // 8 + 2 * e
-        rows[:, at : at + 2] = _spread(tokens, coded.codes)
+        rows[:, at : at + 2] = tokens
+        if others is not None:
+            at = packer.others_at // 8 + 2 * e
+            rows[:, at : at + 2] = others
         at = r.TOKENS // 8 + 2 * n_entities + e
         rows[:, at : at + 1] = _spread(inside, coded.codes)
     at = r.TOKENS // 8 + 3 * n_entities
     for column in packer.values_of(table):
         rows[:, at] = column.view(np.uint64)
         at += 1
-    _digest_contents(address_of(rows), n, packer.row_bytes, address_of(keys) + r.KEY_CONTENT)
+    key = address_of(keys) + r.KEY_CONTENT
+    _digest_contents(address_of(rows), n, packer.row_bytes, packer.content_bytes, key)
     return rows
+
+
+def _older(table: PaymentTable, packer: Packer) -> NDArray[np.bool_] | None:
+    """Which payments have tokens of the former key, as a column; None where there is none."""
+    if packer.keys.former is None:
+        return None
+    older: NDArray[np.bool_] = table.time_ms < packer.keys.since_ms
+    return older[:, None]
+
+
+def _tokens(
+    coded: Coded, packer: Packer, entity: int, is_old: NDArray[np.bool_] | None
+) -> tuple[Words, Words | None]:
+    """The token of each payment, and during a rotation the one under the other key."""
+    keys, key_at = packer.keys, r.KEY_TOKENS + 16 * entity
+    tokens = _spread(hashes_of(coded.values, keys.row_keys, key_at), coded.codes)
+    if keys.former is None or is_old is None:
+        return tokens, None
+    former = _spread(hashes_of(coded.values, keys.former.row_keys, key_at), coded.codes)
+    return np.where(is_old, former, tokens), np.where(is_old, tokens, former)
 
 
 def joined(table: PaymentTable, parts: tuple[str, ...]) -> Coded:
@@ -116,6 +141,6 @@ def _hash_all(offsets: int, data: int, n: int, key: int, out: int) -> None:
 
 
 @kernel
-def _digest_contents(rows: int, n: int, row_bytes: int, key: int) -> None:
+def _digest_contents(rows: int, n: int, row_bytes: int, content_bytes: int, key: int) -> None:
     for row in range(rows, rows + n * row_bytes, row_bytes):
-        digest_content(row, row + row_bytes, key)
+        digest_content(row, row + content_bytes, key)

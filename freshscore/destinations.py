@@ -14,6 +14,7 @@ from typing import Any
 
 from freshscore.config.errors import BadFile, SettingsError
 from freshscore.config.secret import FILE_NAME as SECRET_FILE
+from freshscore.config.secret import FORMER_FILE_NAME as FORMER_FILE
 
 _OUTPUTS = ("json", "out", "report")
 # As invalidation/embedded.py has it, which brings numba: the command line starts without.
@@ -55,6 +56,7 @@ def _inputs(given: dict[str, Any]) -> Iterator[tuple[str, Path]]:
                 if name == "store":
                     yield "the saved store", one / STATE_FILE
                     yield "the store's secret", one / SECRET_FILE
+                    yield "the store's former secret", one / FORMER_FILE
             elif name in _NAMES_OR_FILES and str(one).endswith(".toml"):
                 yield option, Path(one)
 

@@ -26,6 +26,7 @@ from freshscore.config.secret import Secret, random_seed, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program, compiled
+from freshscore.features.record_making import time_of
 from freshscore.features.redis_commands import remove_namespace, replies_to
 from freshscore.features.redis_door import Nodes, command
 from freshscore.features.redis_keys import RedisKeys
@@ -135,7 +136,7 @@ class _Log:
         """Send what was played before the stream, at its own instants; facts behind payments."""
         table = stream.history_table()
         packer = Packer(self._program, self.keys)
-        kafka, key_id = self._settings.kafka, self.keys.key_id
+        kafka = self._settings.kafka
         facts = table.facts
         wanted = set(facts.row.tolist())
         rows: dict[int, bytes] = {}
@@ -145,6 +146,7 @@ class _Log:
             arrivals_ms = table.arrival_ms.tolist()
             for number, transaction in enumerate(table.transactions()):
                 row = packer.row(transaction)
+                key_id = self.keys.key_id_at(transaction.time)
                 value = encode_transaction(self._program, key_id, transaction, row)
                 self._writer.send(
                     kafka.transactions_topic, None, value, stamp_ms=arrivals_ms[number]
@@ -157,9 +159,9 @@ class _Log:
             for i in order:
                 flags = {names[facts.name[i]]: bool(facts.value[i])}
                 sent_ms, known_ms = int(facts.sender_ms[i]), int(facts.known_at_ms[i])
-                value = encode_label(
-                    self._program, key_id, rows[int(facts.row[i])], flags, sent_ms, known_ms
-                )
+                row = rows[int(facts.row[i])]
+                key_id = self.keys.key_id_at(time_of(row))
+                value = encode_label(self._program, key_id, row, flags, sent_ms, known_ms)
                 self._writer.send(kafka.labels_topic, None, value, stamp_ms=known_ms)
                 advance(1)
         self._writer.flush(_FLUSH_S)

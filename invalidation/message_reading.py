@@ -106,7 +106,8 @@ class MessageReader:
     ) -> None:
         self._program = program
         self._spec = program.specification
-        self._key_id = keys.key_id
+        former = keys.former
+        self._key_ids = (keys.key_id,) if former is None else (keys.key_id, former.key_id)
         self._packer = Packer(program, keys)
         self._columns = columns
         self._decode = decode
@@ -216,15 +217,16 @@ class MessageReader:
             raise MessageRefused(MALFORMED, str(problem.args[0])) from None
 
     def _is_hashed(self, given: dict[str, Any]) -> bool:
-        """Whether identifiers are hashed, under our key; the version is one that is known."""
+        """Whether identifiers are hashed, under a key that is valid; the version is known too."""
         version, ids = given.pop("v", VERSION), given.pop("ids", RAW)
         if version.__class__ is not int or version != VERSION:
             raise MessageRefused(MALFORMED, f"v needs {VERSION}, the version that is known here")
         if ids == RAW:
             return False
-        if ids != self._key_id:
+        if ids not in self._key_ids:
+            known = " and ".join(self._key_ids)
             raise MessageRefused(
-                WRONG_KEY, f"its identifiers are hashed under another key than {self._key_id}"
+                WRONG_KEY, f"its identifiers are hashed under another key than {known}"
             )
         return True
 

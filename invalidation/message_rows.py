@@ -109,6 +109,8 @@ def _identifier(tables: int, entity: int, out: int) -> bool:
 def _hash_identifiers(tables: int, said: int, row: int) -> None:
     """Identity, tokens and members of a message that has its identifiers raw."""
     keys = i64(tables + t.ROW_KEYS)
+    if i64(said + t.SAID_TIME) < i64(tables + t.SINCE):
+        keys = i64(tables + t.FORMER_ROW_KEYS)
     span = said + t.SAID_IDENTITY
     low, high = hashed(i64(span), i64(span + 8), keys + r.KEY_RECORD)
     put_u64(row, low)

@@ -49,7 +49,10 @@ KIND: Final = TABLES + 2 * TABLE
 NAME: Final = TABLES + 3 * TABLE
 FIELD: Final = TABLES + 4 * TABLE
 FACT: Final = TABLES + 5 * TABLE
-N_BYTES: Final = TABLES + 6 * TABLE
+# Payments before this instant are hashed under the former keys, at this address.
+SINCE: Final = TABLES + 6 * TABLE
+FORMER_ROW_KEYS: Final = SINCE + 8
+N_BYTES: Final = FORMER_ROW_KEYS + 8
 
 # An entry: its text, length with the quote, first 8 bytes and which of them count, last 8 bytes,
 # the object that it was last seen in.
@@ -68,6 +71,7 @@ CONDITION: Final = 32  # field, address of the value, its length, its bit
 
 # Of a name that no plain message can have.
 _LONGER_THAN_ANY: Final = 1 << 40
+_BEFORE_ALL: Final = -(2**62)
 
 IS_PART: Final = 1
 IS_ENTITY: Final = 2
@@ -133,7 +137,10 @@ class MessageTables:
         compared = [one.field for one in spec.conditions if one.field is not None]
         fields = list(dict.fromkeys((*spec.plain_fields, *spec.categories, *compared)))
         self._set(N_ENTITIES, len(program.entities))
+        former = keys.former
         self._set(ROW_KEYS, address_of(keys.row_keys))
+        self._set(SINCE, _BEFORE_ALL if former is None else keys.since_ms)
+        self._set(FORMER_ROW_KEYS, 0 if former is None else address_of(former.row_keys))
         self._set(MAX_BYTES, max_message_bytes)
         self._set(CURRENCY, int.from_bytes(spec.currency.encode(), "little"))
         self._set(SIX_BITS, self._kept(_six_bits()))
@@ -155,7 +162,8 @@ class MessageTables:
         self._put(JOINED, [0] * (MOST_PARTS * (MAX_STRING_BYTES + 8) // 8))
         self._put(SAID, [0] * (SAID_BYTES // 8))
         self._put_table(TOP, TOP_NAMES)
-        self._put_table(IDS, (RAW, keys.key_id))
+        key_ids = (keys.key_id,) if former is None else (keys.key_id, former.key_id)
+        self._put_table(IDS, (RAW, *key_ids))
         self._put_table(KIND, KINDS)
         self._put_table(NAME, names)
         self._put_table(FIELD, fields)

@@ -67,12 +67,13 @@ class SharedFeed:
                 "arrival is the stamp that the log gives in a shared deployment; leave it out"
             )
         packer = self._packer
-        value = encode_transaction(packer.program, packer.keys.key_id, transaction, row)
+        time_ms = time_of(row)
+        key_id = packer.keys.key_id_at(time_ms)
+        value = encode_transaction(packer.program, key_id, transaction, row)
         if len(value) > self._settings.max_message_bytes:
             raise BadTransaction(self._too_long(value))
         records = self._by_token(row, lambda entity: self._records.event(row, entity))
         event = self._pending.add(records)
-        time_ms = time_of(row)
 
         def done(at: Delivered | None) -> None:
             self._acknowledged(event, time_ms, at)
@@ -106,7 +107,7 @@ class SharedFeed:
         try:
             value = encode_label(
                 packer.program,
-                packer.keys.key_id,
+                packer.keys.key_id_at(time_of(row)),
                 row,
                 flags,
                 sent_ms,
