@@ -78,15 +78,15 @@ class RedisStore:
         Raises WrongSecret where a node was begun under another identifier secret.
         """
         since = b"%d" % complete_since_ms
-        given = [epoch.hex().encode(), self.keys.key_id.encode(), since, b"0", b""]
+        given = [epoch.hex().encode(), self.keys.record_id.encode(), since, b"0", b""]
         tags = [tag.encode() for tag in self.nodes.tags]
         replies_to(self.nodes, [(tag, self._begin(tag.decode(), given)) for tag in tags])
         asked = [(t, command(b"HGET", self.names.markers(t.decode()), b"key_id")) for t in tags]
         for held in replies_to(self.nodes, asked):
-            if held != self.keys.key_id.encode():
+            if held != self.keys.record_id.encode():
                 raise WrongSecret(
                     f"the states in Redis are under key {str(held, 'ascii', 'replace')!r}; the"
-                    f" identifier secret at hand has {self.keys.key_id}"
+                    f" identifier secret at hand has {self.keys.record_id}"
                 )
 
     def _begin(self, tag: str, given: list[bytes]) -> bytes:

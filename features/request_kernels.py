@@ -35,6 +35,7 @@ DAMAGED: Final = 200  # bits: entities whose bytes fail their check
 SCANNED: Final = 208  # records of one state that scans have scratch for
 MOST: Final = 216  # of an exact one, in the last request
 LATENESS: Final = 224  # ms by which an event may be late: the horizon
+HELD_FROM: Final = 240  # what windows and times before it need is never at hand
 
 # What taking states comes to.
 TAKEN: Final = 0
@@ -53,7 +54,6 @@ _LAYOUT_VERSION: Final = 2
 _N_TILES_SHIFT: Final = 40
 _EARLY_AT: Final = 72
 _BROKEN: Final = -1
-_BEFORE_ALL: Final = -(2**62)
 _NOT_ANY_MORE: Final = 2**62
 
 # One template, in words: address, bytes, where the tag goes, the entity that it asks for; and where
@@ -265,7 +265,7 @@ def take_states(
     flags = 0
     most = 0
     summarised = 0
-    held_from = _BEFORE_ALL
+    held_from = i64(store + HELD_FROM)
     own_time = i64(row + r.TIME)
     for e in range(n_entities):
         head = t.entity_head(store, e)

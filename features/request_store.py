@@ -168,6 +168,8 @@ class RequestStore:
         self._set(tables.N_ENTITIES, len(self.program.entities))
         self._set(tables.HELD, self.program.specification.held_ms)
         self._set(q.LATENESS, self.limits.horizon_ms)
+        held_ms = self.program.specification.held_ms
+        self._set(q.HELD_FROM, self.keys.answers_from_ms + held_ms)
         self._set(tables.PAYMENTS, address_of(self._payments))
         self._set(tables.PAYMENT_MASK, len(self._payments) - 1)
         self._set(tables.PAYMENT_BYTES, self._payments.strides[0])

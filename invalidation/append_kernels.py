@@ -73,10 +73,12 @@ def _status(plan: int, batch: int, i: int) -> int:
         return LATE
     if time > arrival + i64(plan + p.SKEW):
         return EARLY
-    # What makes two contents of one payment a conflict; not kind, flags, fields or place.
+    # What makes two contents of one payment a conflict; not kind, flags, fields or place. Entities
+    # by what they are as members, which is the same under any token of a rotation.
     content = folded_in(folded_in(_ONE, u64(row + r.TIME)), u64(row + r.AMOUNT))
+    members = row + r.TOKENS + 16 * i64(plan + p.N_ENTITIES)
     for e in range(i64(plan + p.N_ENTITIES)):
-        content = folded_in(content, u64(row + r.TOKENS + 16 * e))
+        content = folded_in(content, u64(members + 8 * e))
     identity = u64(row)
     slot = _recent_slot(plan, identity)
     if u64(slot) == identity:

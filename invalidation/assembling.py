@@ -27,8 +27,9 @@ from freshscore.features.store import StoreLimits
 from freshscore.invalidation.batches import Batcher
 from freshscore.invalidation.consumer import Consumer, ConsumerParts
 from freshscore.invalidation.dead_letters import DeadLetters
-from freshscore.invalidation.deployment import claim_key
+from freshscore.invalidation.deployment import check_note, claim_key
 from freshscore.invalidation.folding_lines import FoldingLines
+from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.invalidation.kafka_admin import LogAdmin, Topic
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.kafka_writing import LogWriter
@@ -52,13 +53,14 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
     topics = checked_topics(settings, specification)
     nodes = Nodes.open(settings.redis, clock)
     redis_keys = RedisKeys(settings.redis.namespace, state_fingerprints(program))
-    claim_key(nodes, redis_keys, keys.key_id)
+    own = IdentifierKeys.of(settings, program, keys)
+    claim_key(nodes, redis_keys, own, clock.now_ms())
     store = RedisStore(program, keys, StoreLimits.of(settings.store), nodes, clock)
     topic_ids = {name: topic.topic_id for name, topic in topics.items()}
     markers = NodeMarkers(
         nodes,
         redis_keys,
-        keys.key_id,
+        keys.record_id,
         topic_ids,
         n_partitions=sum(topic.n_partitions for topic in topics.values()),
         draw=random_seed,
@@ -92,8 +94,17 @@ def open_consumer(settings: Settings, clock: Clock | None = None) -> Consumer:
         topic_ids=topic_ids,
         digest_key=secret.key("dead letter"),
         clock=clock,
+        check_keys=lambda at_ms: _check_keys(nodes, redis_keys, own, at_ms, clock),
     )
     return Consumer(settings, parts)
+
+
+def _check_keys(
+    nodes: Nodes, redis_keys: RedisKeys, own: IdentifierKeys, at_ms: int, clock: Clock
+) -> None:
+    """Check the note, and note the keys again where a server has lost it."""
+    if check_note(nodes, redis_keys, own, at_ms) is None:
+        claim_key(nodes, redis_keys, own, clock.now_ms())
 
 
 def checked_topics(settings: Settings, specification: FeatureSpecification) -> dict[str, Topic]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from freshscore.config.clock import Clock
@@ -35,6 +35,7 @@ from freshscore.invalidation.folding_lines import FoldingLines
 from freshscore.invalidation.kafka_batches import Fetched
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.label_lookups import LabelLookups
+from freshscore.invalidation.messages import WRONG_KEY
 from freshscore.invalidation.node_markers import DataLost, NodeMarkers
 from freshscore.invalidation.outcomes import Outcomes
 from freshscore.invalidation.partitions import Partition, Place
@@ -45,6 +46,8 @@ from freshscore.invalidation.waiting_labels import WaitingLabels
 # Waits after trouble with a server: doubled each time, up to the last.
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
+# After every rotation that is announced has begun.
+_AFTER_ALL_MS: Final = 2**62
 # What a poll that brought so much has yet to tell goes with the next one.
 _MUCH: Final = 1_000
 # How many of the states that wait for compaction one heartbeat takes.
@@ -70,6 +73,9 @@ class ConsumerParts(NamedTuple):
     topic_ids: Mapping[str, str]
     digest_key: bytes
     clock: Clock
+    # Raises WrongSecret where Redis notes other identifier keys than those here, as of an instant
+    # (ms); None for states that nobody else reads.
+    check_keys: Callable[[int], None] | None = None
 
 
 class Consumer:
@@ -219,6 +225,9 @@ class Consumer:
         )
         for outcome, count in batch.counts.items():
             self._outcomes.count(outcome, count)
+        if any(refusal.reason == WRONG_KEY for refusal in batch.refused):
+            # Under a key that was announced, and that this process does not have: no dead letter.
+            self._check_keys(_AFTER_ALL_MS)
         for refusal in batch.refused:
             self._outcomes.set_aside(labels if refusal.is_label else transactions, refusal)
         for erasure in batch.erasures:
@@ -288,6 +297,7 @@ class Consumer:
         if now_s - self._beat_s < self._settings.redis.heartbeat_s or not self._places:
             return
         self._beat_s = now_s
+        self._check_keys(self._clock.now_ms())
         self._under_way.settle()
         # Of two clocks the earlier: one that was wrong for a moment would be believed for ever.
         at_ms = min(self._clock.now_ms(), self._parts.folding.now_ms())
@@ -308,6 +318,10 @@ class Consumer:
         self._under_way.mark()
         self._waiting.release()
         self._compact()
+
+    def _check_keys(self, at_ms: int) -> None:
+        if self._parts.check_keys is not None:
+            self._parts.check_keys(at_ms)
 
     def _note_rebuilt(self, now_ms: int) -> None:
         markers = self._parts.markers

@@ -1,7 +1,8 @@
 """What an operator's command opens of a shared deployment: its states in Redis, under its secret.
 
-The identifier key is noted with each node's epoch, and once for the whole deployment by whoever
+The identifier keys are noted with each node's epoch, and once for the whole deployment by whoever
 writes states first: states of another specification have epochs of their own, under one secret.
+What the notes mean is in invalidation/identifier_keys.py.
 Rule: states of another secret are refused before anything is looked up, for under it every entity
 would seem to be new.
 """
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from freshscore.config.clock import Clock, SystemClock
-from freshscore.config.errors import WrongSecret
 from freshscore.config.secret import Secret, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys
@@ -26,10 +26,20 @@ from freshscore.features.redis_store import RedisStore
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.features.store import StoreLimits
+from freshscore.invalidation.identifier_keys import IdentifierKeys, KeyNote
 from freshscore.invalidation.node_reports import node_reports
 
-# Of the identifier key: a field of a node's markers, and what the whole deployment shares.
+# Of the identifier keys: a field of a node's markers, and what the whole deployment shares.
 KEY_ID: Final = "key_id"
+
+# KEYS the note; ARGV what it was, empty for nothing, and what it is to be.
+_REPLACE: Final = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+# Others may note something first; then their note is judged.
+_MOST_NOTES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Deployment:
     program: Program
     secret: Secret
     keys: Keys
+    identifier_keys: IdentifierKeys
     nodes: Nodes
     redis_keys: RedisKeys
     store: RedisStore
@@ -60,40 +71,61 @@ def opened(settings: Settings, clock: Clock | None = None) -> Iterator[Deploymen
     nodes = Nodes.open(settings.redis, clock)
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
-        check_key(nodes, names, keys.key_id)
+        own = IdentifierKeys.of(settings, program, keys)
+        check_key(nodes, names, own, clock.now_ms())
         store = RedisStore(program, keys, StoreLimits.of(settings.store), nodes, clock)
-        yield Deployment(settings, program, secret, keys, nodes, names, store, clock)
+        yield Deployment(settings, program, secret, keys, own, nodes, names, store, clock)
     finally:
         nodes.close()
 
 
-def claim_key(nodes: Nodes, names: RedisKeys, key_id: str) -> None:
-    """Note under which identifier key states are written from now on, whatever they are of.
+def claim_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) -> None:
+    """Note under which identifier keys states are written from now on, whatever they are of.
 
-    Raises WrongSecret where another key was noted first, Unavailable.
+    Raises WrongSecret where states are under others, Unavailable.
     """
-    if _noted(nodes, names) is None:
-        noted = command(b"SET", names.control(KEY_ID), key_id.encode(), b"NX")
-        replies_to(nodes, [(CONTROL.encode(), noted)])
-    check_key(nodes, names, key_id)
+    _settle(nodes, names, own, now_ms, begins=True)
 
 
-def check_key(nodes: Nodes, names: RedisKeys, key_id: str) -> None:
-    """Raise WrongSecret where states, or a node's, were begun under another secret; Unavailable."""
-    of_nodes = [report.key_id for report in node_reports(nodes, names)]
-    for found in [_noted(nodes, names), *of_nodes]:
-        if found not in (None, key_id):
-            raise wrong_secret(found, key_id)
+def announce_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) -> None:
+    """The same where states were begun; where there are none, nothing is noted."""
+    _settle(nodes, names, own, now_ms, begins=False)
 
 
-def wrong_secret(found: str, here: str) -> WrongSecret:
-    """The error for states under identifier key `found` where the secret has key `here`."""
-    return WrongSecret(
-        f"Redis holds states under identifier key {found}; the secret here has key {here}"
-    )
+def check_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) -> KeyNote | None:
+    """The note, if what is noted allows a process with these keys. Raises WrongSecret, Unavailable.
+
+    now_ms: the clock of the process.
+    """
+    for report in node_reports(nodes, names):
+        own.check_node(report.key_id)
+    return check_note(nodes, names, own, now_ms)
 
 
-def _noted(nodes: Nodes, names: RedisKeys) -> str | None:
+def check_note(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, at_ms: int) -> KeyNote | None:
+    """The same by the note of the whole deployment alone, as of `at_ms`: one exchange."""
+    note = _noted(nodes, names)
+    own.judged(note, at_ms)
+    return note
+
+
+def _noted(nodes: Nodes, names: RedisKeys) -> KeyNote | None:
     asked = command(b"GET", names.control(KEY_ID))
     (found,) = replies_to(nodes, [(CONTROL.encode(), asked)])
-    return None if found is None else found.decode()
+    return KeyNote.of(found)
+
+
+def _settle(
+    nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int, *, begins: bool
+) -> None:
+    """Check the notes, and note what should be noted instead."""
+    for _ in range(_MOST_NOTES):
+        note = check_key(nodes, names, own, now_ms)
+        wanted = own.judged(note, now_ms)
+        if wanted == note or (note is None and not begins):
+            return
+        key, said = names.control(KEY_ID), b"" if note is None else note.text
+        replace = command(b"EVAL", _REPLACE.encode(), b"1", key, said, wanted.text)
+        if note is None:
+            replace = command(b"SET", key, wanted.text, b"NX")
+        replies_to(nodes, [(CONTROL.encode(), replace)])

@@ -39,10 +39,12 @@ class JournalledTopics:
         limits: JournalLimits,
         writer: Writer,
         settings: KafkaSettings,
+        *,
+        key_ids: frozenset[str] = frozenset(),
     ) -> Self:
         """A journal for payments and one for labels, below `parent`, each with these limits.
 
-        Raises what `JournalledLog.open` raises.
+        key_id, key_ids: as for `JournalledLog.open`. Raises what `JournalledLog.open` raises.
         """
         clock = SystemClock()
         topics = {
@@ -52,7 +54,9 @@ class JournalledTopics:
         with ExitStack() as opened:
             logs = {}
             for topic, name in topics.items():
-                log = JournalledLog.open(parent / name, key_id, limits, writer, clock=clock)
+                log = JournalledLog.open(
+                    parent / name, key_id, limits, writer, clock=clock, key_ids=key_ids
+                )
                 opened.callback(log.release)
                 opened.callback(log.stop, 0.0)
                 logs[topic] = log

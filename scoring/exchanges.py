@@ -21,6 +21,8 @@ from freshscore.features import row as r
 from freshscore.features import tables as t
 from freshscore.features.compiled import entry_point
 from freshscore.features.memory import BYTES_AT, address_of
+from freshscore.features.past_events import Past, bucket_of_identity
+from freshscore.features.record_making import identity_of, time_of
 from freshscore.features.redis_commands import REFUSED_WORDS, error_of
 from freshscore.features.redis_door import (
     MOVED_WORDS,
@@ -35,6 +37,7 @@ from freshscore.features.redis_door import (
 from freshscore.features.redis_keys import RedisKeys, slot_of, tag_of
 from freshscore.features.request_kernels import WRITTEN_SHIFT, put_commands
 from freshscore.features.state_layout import StateLayout
+from freshscore.features.uniting_states import Side, united_state
 from freshscore.scoring.node_health import NodeHealth
 
 # epoch, watermark ms, complete since ms, number of markers: features/redis_progress.py.
@@ -56,8 +59,9 @@ _Summary = tuple[int, int, int, tuple[bytes, ...]]
 class Fetched(msgspec.Struct, gc=False):
     """What one exchange brought.
 
-    states: of each entity of the program its bytes, or None. scores: candidates for the request's
-    score, newest first. watermark_ms, complete_since_ms: of all nodes that were asked together;
+    states: of each entity of the program its bytes, or None; during a rotation behind them those
+    under the other key. scores: candidates for the request's score, newest first. watermark_ms,
+    complete_since_ms: of all nodes that were asked together;
     UNKNOWN where a node does not know since when. degraded: bits of features/tables.py. progress:
     the summaries that were read, one for each node. missing: bits of the entities whose node did
     not answer; of these nothing is known. past: of each entity, where it is a grid, the bucket of
@@ -93,7 +97,9 @@ class Exchanges:
 
     scores: a model version and a number: so many recent scores of the first entity are asked for
     too. health: of the nodes; with it a node in trouble is left out, and what it has is `missing`;
-    without, all raise. Safe in many threads: each hands in a buffer of its own.
+    without, all raise. others_at: where rows have the tokens under the other key of a rotation, 0
+    for nowhere (features/packing.py); since_ms: from which event time on the current key holds.
+    Safe in many threads: each hands in a buffer of its own.
     """
 
     def __init__(
@@ -103,13 +109,24 @@ class Exchanges:
         layouts: Sequence[StateLayout],
         scores: tuple[str, int] | None = None,
         health: NodeHealth | None = None,
+        others_at: int = 0,
+        since_ms: int = 0,
     ) -> None:
         self.nodes = nodes
         self._health = health
         self._keys = keys
         self._layouts = layouts
-        self._templates = [_asking(keys, e, layout) for e, layout in enumerate(layouts)]
-        self._grids = [e for e, layout in enumerate(layouts) if layout.is_grid]
+        self._token_places = token_places(len(layouts), others_at)
+        # Behind the states of a payment's own key stand those of the other one.
+        self.n_states = len(self._token_places)
+        self.is_of_both = others_at > 0
+        self._since_ms = since_ms
+        of_states = [*layouts, *layouts][: self.n_states]
+        self._templates = [
+            _asking(keys, (at - r.TOKENS) // 16, layout)
+            for at, layout in zip(self._token_places, of_states, strict=True)
+        ]
+        self._grids = [number for number, layout in enumerate(of_states) if layout.is_grid]
         if scores is not None:
             key = keys.scores(_ANY_TOKEN, scores[0])
             self._templates.append(_Template(0, b"LRANGE", key, b"0", b"%d" % (scores[1] - 1)))
@@ -186,14 +203,47 @@ class Exchanges:
             raise Unavailable("no time is left to ask nodes of Redis that have moved")
         return min(nodes.limit_s, left_s)
 
+    def tokens(self, row: bytes) -> list[bytes]:
+        """The token of each state that is asked for; zeros where the entity is absent."""
+        return [row[at : at + 16] for at in self._token_places]
+
+    def numbers(self, entity: int) -> range:
+        """The numbers of an entity's states among those that are asked for."""
+        return range(entity, self.n_states, len(self._layouts))
+
+    def own_past(self, row: bytes, fetched: Sequence[bytes | None]) -> list[Past]:
+        """Of each state the bucket that was read with it, if the payment in `row` may be in it."""
+        bucket = bucket_of_identity(identity_of(row))
+        return [{bucket: held} if held and row[:8] in held else {} for held in fetched]
+
+    def united(
+        self, row: bytes, states: Sequence[bytes | None], pasts: Sequence[Past]
+    ) -> list[bytes | None]:
+        """One state of each entity, of what was fetched under both keys of a rotation.
+
+        pasts: of each state buckets of what was folded of it; none where there is no grid.
+        """
+        n = len(self._layouts)
+        sides = [Side(*of) for of in zip(states, pasts or [{}] * len(states), strict=True)]
+        former, current = sides[n:], sides[:n]
+        if time_of(row) < self._since_ms:
+            former, current = current, former
+        own, since_ms = identity_of(row), self._since_ms
+        return [
+            united_state(*of_both, layout, since_ms=since_ms, own=own)
+            for *of_both, layout in zip(former, current, self._layouts, strict=True)
+        ]
+
     def past(
-        self, desk: Desk, entity: int, token: bytes, buckets: Sequence[int], limit_s: float
+        self, desk: Desk, state: int, row: bytes, buckets: Sequence[int], limit_s: float
     ) -> tuple[bytes | None, list[bytes]]:
-        """An entity's state and these buckets of what was folded of it, read in one step.
+        """A state by its number, and these buckets of what was folded of it, read in one step.
 
         Raises Unavailable.
         """
-        fingerprint = self._layouts[entity].fingerprint
+        at = self._token_places[state]
+        token = row[at : at + 16]
+        fingerprint = self._layouts[state % len(self._layouts)].fingerprint
         names = [self._keys.past(token, fingerprint, bucket) for bucket in buckets]
         asked = command(b"MGET", self._keys.state(token, fingerprint), *names)
         plan = self._planned()
@@ -221,7 +271,7 @@ class Exchanges:
                 scores = _list_of(replies.pop())
             states = replies
         else:
-            n = len(self._layouts)
+            n = self.n_states
             states = [None] * n
             following = iter(replies)
             for number in range(len(self._templates)):
@@ -295,9 +345,9 @@ class Exchanges:
             concerned = {node for node in went if node >= 0} or {0}
             summary = _progress_of([progress[node] for node in sorted(concerned) if replies[node]])
             answer = self._fetched(mine, _bits_of(known), summary)
-            answer.missing = _bits_of(
-                [went[e] >= 0 and not known[e] for e in range(len(self._layouts))]
-            )
+            lost = [went[i] >= 0 and not known[i] for i in range(self.n_states)]
+            n = len(self._layouts)
+            answer.missing = _bits_of([any(lost[e::n]) for e in range(n)])
             answers.append(answer)
         return answers
 
@@ -462,4 +512,10 @@ def _list_of(reply: Reply) -> list[bytes]:
 
 def tokens_of(row: bytes, n: int) -> list[bytes]:
     """The token of each of `n` entities of a row; zeros where it is absent."""
-    return [row[at : at + 16] for at in range(r.TOKENS, r.TOKENS + 16 * n, 16)]
+    return [row[at : at + 16] for at in token_places(n)]
+
+
+def token_places(n: int, others_at: int = 0) -> list[int]:
+    """Where a row has the tokens of `n` entities; behind them, during a rotation, the others."""
+    firsts = (r.TOKENS, others_at) if others_at else (r.TOKENS,)
+    return [first + 16 * e for first in firsts for e in range(n)]

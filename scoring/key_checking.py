@@ -1,4 +1,4 @@
-"""Whether the states that are read were begun under the secret at hand.
+"""Whether the states that are read were begun under the secrets at hand.
 
 Under another secret every entity would seem to be new, and no answer would say so. A node's epoch
 changes when its states are begun; so whenever one is met that was not checked, and now and then
@@ -15,7 +15,8 @@ from freshscore.features import tables as t
 from freshscore.features.redis_commands import error_of
 from freshscore.features.redis_door import MOVED_WORDS, Nodes, ReplyError, command
 from freshscore.features.redis_keys import CONTROL, RedisKeys
-from freshscore.invalidation.deployment import KEY_ID, wrong_secret
+from freshscore.invalidation.deployment import KEY_ID
+from freshscore.invalidation.identifier_keys import IdentifierKeys, KeyNote
 from freshscore.scoring.exchanges import Desk, Fetched
 
 _EPOCH_BYTES: Final = 8
@@ -31,11 +32,11 @@ class KeyCheck:
     """
 
     def __init__(
-        self, nodes: Nodes, names: RedisKeys, key_id: str, clock: Clock, between_s: float
+        self, nodes: Nodes, names: RedisKeys, own: IdentifierKeys, clock: Clock, between_s: float
     ) -> None:
         self._nodes = nodes
         self._names = names
-        self._key_id = key_id
+        self._own = own
         self._clock = clock
         self._between_s = between_s
         self._epochs: frozenset[bytes] = frozenset()
@@ -70,12 +71,14 @@ class KeyCheck:
         of_control = topology.node_of(CONTROL.encode())
         asked[of_control] += command(b"GET", self._names.control(KEY_ID))
         n_replies = [1 + (node == of_control) for node in range(len(asked))]
-        for replies in lines.exchange(asked, n_replies, limit_s):
+        for node, replies in enumerate(lines.exchange(asked, n_replies, limit_s)):
             for reply in replies:
                 if isinstance(reply, ReplyError):
                     if reply.word in MOVED_WORDS:
                         return False
                     raise error_of(reply)
-                if reply is not None and reply != self._key_id.encode():
-                    raise wrong_secret(reply.decode(), self._key_id)
+            if replies[0] is not None:
+                self._own.check_node(replies[0].decode())
+            if node == of_control:
+                self._own.judged(KeyNote.of(replies[1]), self._clock.now_ms())
         return True

@@ -28,7 +28,7 @@ from freshscore.features import row as r
 from freshscore.features.compiled import entry_point
 from freshscore.features.memory import BYTES_AT
 from freshscore.scoring import cache_layout as c
-from freshscore.scoring.exchanges import Fetched, tokens_of
+from freshscore.scoring.exchanges import Fetched, token_places, tokens_of
 from freshscore.scoring.leases import CacheRight
 from freshscore.scoring.remembering import remember
 from freshscore.scoring.request_states import RequestStates
@@ -122,7 +122,7 @@ class KnownAnswers:
             return None
         asked = _named_in(row, len(serving.entity_names))
         if fetched is None:
-            nothing: list[bytes | None] = [None] * len(serving.entity_names)
+            nothing: list[bytes | None] = [None] * self._states.n_states
             fetched = Fetched(nothing, [], 0, 0, 0, (), asked)
         held, age_ms = self._with_near(seat, row, fetched)
         if held.missing:
@@ -142,7 +142,7 @@ class KnownAnswers:
         # All at once, or else one by one.
         for wanted in (held.missing, *_each(held.missing)):
             if wanted & held.missing == wanted:
-                found = near.held(seat, _with_only(row, wanted, len(held.states)))
+                found = near.held(seat, _with_only(row, wanted, len(held.states), 0))
                 if found is not None:
                     held = _joined(held, found, wanted)
         return held, age_ms
@@ -159,15 +159,15 @@ class KnownAnswers:
         is_now: bool,
     ) -> KnownAnswer | None:
         """The score on the states that there are, with what is pending; None if there is none."""
-        missing = held.missing
+        missing, n = held.missing, len(serving.entity_names)
         while missing != asked:
-            used = _with_only(row, asked & ~missing, len(held.states))
-            known = [None if missing >> e & 1 else one for e, one in enumerate(held.states)]
-            states, pending = self._states.united(seat, used, known)
+            used = _with_only(row, asked & ~missing, n, serving.packer.others_at)
+            known = [None if missing >> i % n & 1 else one for i, one in enumerate(held.states)]
+            past = [None if missing >> i % n & 1 else one for i, one in enumerate(held.past)]
+            states, left, pending = self._states.united(seat, used, known, past)
             degraded = held.degraded | (c.STATE_UNREACHABLE if missing else 0)
-            past = [None if missing >> e & 1 else one for e, one in enumerate(held.past)]
             if seat.store.take(
-                used, states, held.watermark_ms, held.complete_since_ms, degraded, past
+                used, states, held.watermark_ms, held.complete_since_ms, degraded, left
             ):
                 instant = max(at_ms, seat.store.summarised_below_ms) if is_now else at_ms
                 status, out = self._kernel_score(serving, used, instant, seat)
@@ -241,7 +241,7 @@ def _each(bits: int) -> list[int]:
     return [1 << e for e in range(bits.bit_length()) if bits >> e & 1]
 
 
-def _with_only(row: bytes, entities: int, n: int) -> bytes:
+def _with_only(row: bytes, entities: int, n: int, others_at: int) -> bytes:
     """The row as if it had no others: their own features are missing.
 
     It is of another content then, so that what is kept of it is no memo of the whole payment, nor
@@ -251,9 +251,9 @@ def _with_only(row: bytes, entities: int, n: int) -> bytes:
     if not others:
         return row
     changed = bytearray(row)
-    for e in range(n):
-        if others >> e & 1:
-            changed[r.TOKENS + 16 * e : r.TOKENS + 16 * e + 16] = bytes(16)
+    for number, at in enumerate(token_places(n, others_at)):
+        if others >> number % n & 1:
+            changed[at : at + 16] = bytes(16)
     changed[r.CONTENT_LOW] ^= 1 + others & 0xFF
     return bytes(changed)
 

@@ -77,7 +77,8 @@ class CacheRight:
 class LeaseKeeper:
     """Renews the lease of `scorer` every `heartbeat_s`, until it is closed.
 
-    carry_out: gives up the cached scores that were invalidated; called in the keeper's thread.
+    carry_out: gives up the cached scores that were invalidated. watch: looks at what else a scorer
+    must know within a lease. Both are called in the keeper's thread.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class LeaseKeeper:
         heartbeat_s: float,
         carry_out: Callable[[Sequence[Invalidation]], None],
         clock: Clock | None = None,
+        watch: Callable[[], None] | None = None,
     ) -> None:
         self._control = control
         self._scorer = scorer
@@ -95,6 +97,7 @@ class LeaseKeeper:
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._carry_out = carry_out
+        self._watch = watch
         self._clock = clock or SystemClock()
         self.seen = _NOTHING_SEEN
         self._stopping = threading.Event()
@@ -127,6 +130,8 @@ class LeaseKeeper:
         asked_s = self._clock.monotonic_s()
         told = True
         try:
+            if self._watch is not None:
+                self._watch()
             while told:
                 # Again at once where something was told, so that nobody waits for a heartbeat.
                 asked_s = self._clock.monotonic_s()

@@ -50,6 +50,8 @@ class RemoteLookup:
             like.layouts,
             scores=(serving.version, redis.score_copies),
             health=health,
+            others_at=serving.packer.others_at,
+            since_ms=serving.packer.keys.since_ms,
         )
         keeper = ScoreKeeper(nodes, names, serving.version, redis.score_copies, redis.score_ttl_s)
         self._keeper = keeper

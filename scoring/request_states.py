@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from freshscore.config.clock import Clock
@@ -19,7 +19,7 @@ from freshscore.config.errors import DamagedState, Unavailable
 from freshscore.features import tables as t
 from freshscore.features.past_events import Past, bucket_of_identity
 from freshscore.scoring.exchange_limit import TIMED
-from freshscore.scoring.exchanges import FOR_EXCHANGE, Desk, Exchanges, Fetched, tokens_of
+from freshscore.scoring.exchanges import FOR_EXCHANGE, Desk, Exchanges, Fetched
 
 if TYPE_CHECKING:
     from freshscore.scoring.key_checking import KeyCheck
@@ -180,25 +180,48 @@ class RequestStates:
             self.check_key(seat, fetched, ends_s)
             if near is not None:
                 near.admit(seat, row, fetched, adds=is_one)
-        states, pending = self.united(seat, row, fetched.states)
+        states, past, pending = self.united(seat, row, fetched.states, fetched.past)
         if not seat.store.take(
             row,
             states,
             fetched.watermark_ms,
             fetched.complete_since_ms,
             fetched.degraded,
-            fetched.past,
+            past,
         ):
             pending = self._mend(seat, row, fetched, pending, ends_s)
         self.watermark_ms = fetched.watermark_ms
         return pending
 
+    @property
+    def n_states(self) -> int:
+        """How many states an exchange asks for: one of each entity, two during a rotation."""
+        return self._exchanges.n_states
+
     def united(
+        self,
+        seat: Seat,
+        row: bytes,
+        states: list[bytes | None],
+        past: Sequence[bytes | None],
+    ) -> tuple[list[bytes | None], Sequence[bytes | None], tuple[bytes, ...]]:
+        """A state of each entity of `row`, with what is pending, as the seat takes it.
+
+        past: the bucket that was read with each state; which of them are still to be looked at
+        comes back. And the identities of what is pending.
+        """
+        states, pending = self._with_pending(seat, row, states)
+        exchanges = self._exchanges
+        if not exchanges.is_of_both:
+            return states, past, pending
+        return exchanges.united(row, states, exchanges.own_past(row, past)), (), pending
+
+    def _with_pending(
         self, seat: Seat, row: bytes, states: list[bytes | None]
     ) -> tuple[list[bytes | None], tuple[bytes, ...]]:
         """States with what is pending of the entities of `row`, and the identities of that."""
         if self._pending.is_any:
-            tokens = tokens_of(row, len(states))
+            tokens = self._exchanges.tokens(row)
             if self._pending.concerns(tokens):
                 return self._pending.united(tokens, states, seat.ticket)
         return states, ()
@@ -220,8 +243,15 @@ class RequestStates:
         degraded = fetched.degraded
         if late:
             read = list(fetched.states)
-            past = {e: self._read_whole(seat, row, e, read, fetched, ends_s) for e in late}
-            states, pending = self.united(seat, row, read)
+            past = {
+                number: self._read_whole(seat, row, number, read, fetched, ends_s)
+                for entity in late
+                for number in self._exchanges.numbers(entity)
+            }
+            states, pending = self._with_pending(seat, row, read)
+            if self._exchanges.is_of_both:
+                states = self._exchanges.united(row, states, self._pasts(row, fetched, past))
+                past = {}
             for entity, found in past.items():
                 state = states[entity]
                 try:
@@ -236,21 +266,26 @@ class RequestStates:
                 self.near.states.drop(row)
         return pending
 
+    def _pasts(self, row: bytes, fetched: Fetched, whole: Mapping[int, Past]) -> list[Past]:
+        """Of each state what was folded of it, as far as it was read."""
+        owns = self._exchanges.own_past(row, fetched.past)
+        return [whole.get(number, own) for number, own in enumerate(owns)]
+
     def _read_whole(
         self,
         seat: Seat,
         row: bytes,
-        entity: int,
+        number: int,
         read: list[bytes | None],
         fetched: Fetched,
         ends_s: float | None,
     ) -> Past:
-        """What was folded of an entity, as far as its state asks; `read` has that state then."""
-        own = fetched.past[entity] if fetched.past else None
+        """What was folded of a state, as far as it asks; `read` has that state then."""
+        own = fetched.past[number] if fetched.past else None
+        entity = number % len(seat.store.layouts)
         past = {} if own is None else {bucket_of_identity(int.from_bytes(row[:8], "little")): own}
-        token = tokens_of(row, len(read))[entity]
         for _ in range(_MOST_LOOKS):
-            state = self.united(seat, row, read)[0][entity]
+            state = self._with_pending(seat, row, read)[0][number]
             try:
                 buckets = seat.store.buckets(row, entity, state) if state else frozenset()
             except DamagedState:
@@ -259,7 +294,7 @@ class RequestStates:
                 return past
             asked = sorted(buckets | past.keys())
             left_s = self.left_s(seat.desk, ends_s)
-            read[entity], held = self._exchanges.past(seat.desk, entity, token, asked, left_s)
+            read[number], held = self._exchanges.past(seat.desk, number, row, asked, left_s)
             past = dict(zip(asked, held, strict=True))
         raise Unavailable("a state changes faster than what was folded of it is read")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from freshscore.config.clock import SystemClock
-from freshscore.config.errors import SettingsError
+from freshscore.config.errors import SettingsError, WrongSecret
 from freshscore.config.secret import random_seed, shared_secret
 from freshscore.config.settings import Settings
 from freshscore.features.near_states import NearStates
@@ -21,8 +21,9 @@ from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.control import Control, ListeningControl
-from freshscore.invalidation.deployment import check_key
+from freshscore.invalidation.deployment import announce_key, check_note
 from freshscore.invalidation.following import Follower
+from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.invalidation.journal_limits import JournalLimits
 from freshscore.invalidation.journalled_topics import JournalledTopics
 from freshscore.invalidation.kafka_writing import LogWriter
@@ -52,9 +53,10 @@ def open_shared(
     keys = Keys(program, secret)
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
-        check_key(nodes, names, keys.key_id)
+        own = IdentifierKeys.of(settings, program, keys)
+        announce_key(nodes, names, own, SystemClock().now_ms())
         # While Kafka is away scores go on; a shadow's decisions go their own way.
-        writer, journal = (None, None) if shadow else _log(settings, keys.key_id)
+        writer, journal = (None, None) if shadow else _log(settings, keys)
     except BaseException:
         nodes.close()
         raise
@@ -71,7 +73,8 @@ def open_shared(
     )
     if shadow is not None:
         scorer.take_decide(shadow)
-    if settings.redis.near and not scorer.asks_for_scores:
+    # A near state is of one token: during a rotation each score asks Redis for both.
+    if settings.redis.near and not scorer.asks_for_scores and keys.former is None:
         near = NearStates(scorer.layouts, settings.redis.near_max_bytes)
         heartbeat_s = settings.redis.heartbeat_s
         follower = Follower(nodes, names, scorer.layouts, near, heartbeat_s)
@@ -83,20 +86,33 @@ def open_shared(
         settings.redis.lease_s,
         settings.redis.heartbeat_s,
         scorer.carry_out,
+        watch=lambda: _watch(scorer, nodes, names, own),
     )
     keeper.start()
     scorer.take_lease(keeper)
     return scorer
 
 
-def _log(settings: Settings, key_id: str) -> tuple[LogWriter, JournalledTopics | None]:
+def _watch(scorer: SharedScorer, nodes: Nodes, names: RedisKeys, own: IdentifierKeys) -> None:
+    """Have a scorer answer nothing more once its keys are not those of the states."""
+    try:
+        check_note(nodes, names, own, SystemClock().now_ms())
+    except WrongSecret as problem:
+        scorer.refuse(problem)
+
+
+def _log(settings: Settings, keys: Keys) -> tuple[LogWriter, JournalledTopics | None]:
     """What takes decisions to Kafka, whether it is there or not, and what takes events."""
     writer, folder = LogWriter(settings.kafka, wait=False), settings.journal_path
     if folder is None:
         return writer, None
     limits = JournalLimits.of(settings)
     try:
-        return writer, JournalledTopics.open(folder, key_id, limits, writer, settings.kafka)
+        # Of a process before this one, which did not know of the rotation.
+        others = frozenset() if keys.former is None else frozenset((keys.former.key_id,))
+        return writer, JournalledTopics.open(
+            folder, keys.key_id, limits, writer, settings.kafka, key_ids=others
+        )
     except SettingsError:
         writer.close(0.0)
         raise

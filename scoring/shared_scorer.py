@@ -21,6 +21,7 @@ from freshscore.config.errors import (
     AsOfTooOld,
     BadTransaction,
     DeadlineExceeded,
+    FreshscoreError,
     Unavailable,
 )
 from freshscore.config.secret import jitter, random_seed
@@ -36,6 +37,7 @@ from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.control import Invalidation
 from freshscore.invalidation.delivery import Writer
 from freshscore.invalidation.feed import Acceptance
+from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.invalidation.journalled_topics import JournalledTopics
 from freshscore.scoring import cache_layout as c
 from freshscore.scoring.async_threads import Threads
@@ -109,7 +111,14 @@ class SharedScorer(Scorer):
         self._right = CacheRight(lease, self._clock)
         names = RedisKeys(redis.namespace, state_fingerprints(program))
         self._health = NodeHealth(settings, self._clock, jitter(seed))
-        self._exchanges = Exchanges(nodes, names, self._like.layouts, health=self._health)
+        self._exchanges = Exchanges(
+            nodes,
+            names,
+            self._like.layouts,
+            health=self._health,
+            others_at=serving.packer.others_at,
+            since_ms=keys.since_ms,
+        )
         self._remote = (
             RemoteLookup(settings, nodes, names, self._like, serving, self._clock, self._health)
             if shares_scores and model.forest is None
@@ -124,7 +133,8 @@ class SharedScorer(Scorer):
         self._pending = PendingEvents(
             redis.max_pending_events, redis.pending_s, self._clock, self._oldest_ticket
         )
-        key_check = KeyCheck(nodes, names, keys.key_id, self._clock, redis.heartbeat_s)
+        own = IdentifierKeys.of(settings, program, keys)
+        key_check = KeyCheck(nodes, names, own, self._clock, redis.heartbeat_s)
         self._states = RequestStates(
             self._exchanges,
             self._remote,
@@ -335,6 +345,11 @@ class SharedScorer(Scorer):
         """From now on look for states in `near` first; before the first score."""
         self._seats.near = self._spare.near = near.states
         self._states.near = near
+
+    def refuse(self, problem: FreshscoreError) -> None:
+        """Answer nothing from now on but `problem`; `close` is still to be called."""
+        self._refusal = problem
+        self._serving = None
 
     def carry_out(self, told: Sequence[Invalidation]) -> None:
         """Serve nothing more of what was invalidated, up to now."""

@@ -24,6 +24,7 @@ from freshscore.features.program import Program
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.deployment import claim_key
+from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.invalidation.partitions import Partition
 from freshscore.scoring.serving import ServableModel
 from freshscore.simulations.clock import VirtualClock
@@ -166,7 +167,8 @@ class SimulatedWorld:
         self._letters: set[bytes] = set()
         self._last_poll_ms: dict[ConsumerProcess, int] = {}
         admin = SimulatedNodes(settings.redis, self.clock, self.servers, lambda what: None)
-        claim_key(admin, self._names, ground.keys.key_id)
+        own = IdentifierKeys.of(settings, ground.program, ground.keys)
+        claim_key(admin, self._names, own, self.clock.now_ms())
         self.consumers: list[ConsumerProcess] = []
         self.scorers: list[ScorerProcess] = []
         for _ in range(chance.choice((1, 2, 2))):

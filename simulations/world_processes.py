@@ -128,7 +128,7 @@ class ConsumerProcess(Process):
             markers=NodeMarkers(
                 nodes,
                 names,
-                keys.key_id,
+                keys.record_id,
                 topic_ids,
                 n_partitions=sum(len(log.of_topic(name)) for name in topics),
                 draw=lambda: chance.getrandbits(_DRAWN_BITS),

@@ -15,9 +15,10 @@ from typing import Any
 import redis
 
 from freshscore.config.clock import Clock
+from freshscore.config.secret import Secret
 from freshscore.config.settings import Settings
 from freshscore.features.codec import buckets_of_state, compacted, decode
-from freshscore.features.packing import Keys
+from freshscore.features.packing import Keys, Packer
 from freshscore.features.past_events import by_bucket
 from freshscore.features.program import compiled
 from freshscore.features.record_making import RecordMaker, time_of
@@ -89,8 +90,9 @@ class GivenLease:
 class SharedWorld:
     """A shared scorer on a real Redis, and the embedded world that is told the same.
 
-    Time stands still on `clock`, unless a test moves it, or gives another. groups: settings of
-    other groups.
+    Time stands still on `clock`, unless a test moves it, or gives another. `secret` is that of what
+    is shared: a successor of the embedded world's during a rotation. groups: settings of other
+    groups.
     """
 
     def __init__(
@@ -107,13 +109,15 @@ class SharedWorld:
         redis_settings: dict[str, Any] | None = None,
         kafka_settings: dict[str, Any] | None = None,
         clock: Clock | None = None,
+        secret: Secret = SECRET,
         **groups: dict[str, Any],
     ) -> None:
         self.model = model
         self.limits = limits or Limits(horizon_ms=scaled.horizon_ms)
         self.embedded = World(scaled.specification, model, self.limits)
         self.program = compiled(scaled.specification)
-        self.keys = Keys(self.program, SECRET)
+        self.keys = Keys(self.program, secret)
+        self.packer = Packer(self.program, self.keys, model.codes, model.cohorts)
         self.names = RedisKeys(namespace, state_fingerprints(self.program))
         self.settings = self._settings(
             url, namespace, cluster, redis_settings, {"kafka": kafka_settings or {}, **groups}
@@ -196,14 +200,21 @@ class SharedWorld:
 
     def observe(self, payment: Transaction, *, only: str = "both") -> bytes:
         """Count a payment, in Redis, embedded, or in both; its row."""
-        row = self.embedded.row(payment)
-        if only != "redis" and self.embedded.store.observe(row) == "beyond reach":
-            return row
+        if only != "redis" and self._is_beyond(payment):
+            return self.embedded.row(payment)
+        row = self.packed(payment)
         if only != "embedded":
             for entity, token in enumerate(self.records.tokens(row)):
                 if token is not None:
                     self.append(entity, token, self.records.event(row, entity))
         return row
+
+    def packed(self, payment: Transaction) -> bytes:
+        """The row of a payment under the keys of what is shared."""
+        return self.packer.row(payment)
+
+    def _is_beyond(self, payment: Transaction) -> bool:
+        return self.embedded.store.observe(self.embedded.row(payment)) == "beyond reach"
 
     def label(self, payment: Transaction, fact: int, value: bool, known_ms: int) -> None:
         """Say a fact of a payment, in both, unless its event is beyond reach."""
@@ -211,6 +222,7 @@ class SharedWorld:
         sent_ms = payment.time
         if self.embedded.store.label(row, fact, value, known_ms, sent_ms, False) == "beyond reach":
             return
+        row = self.packed(payment)
         for entity, token in enumerate(self.records.tokens(row)):
             if token is not None:
                 record = self.records.fact(

@@ -12,6 +12,7 @@ from freshscore.config.errors import WrongSecret
 from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.transaction import Transaction
 from freshscore.invalidation.deployment import check_key, claim_key
+from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.scoring.shared_scorer import SharedScorer
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled, shipped
@@ -21,6 +22,7 @@ from tests.servers.redis_servers import RedisCluster, RedisServer
 
 AT_MS = MONDAY_MS + 30 * DAY_MS
 OTHER = "0123456789abcdef"
+OF_ANOTHER = IdentifierKeys(OTHER, OTHER, None, None, kept_ms=DAY_MS, lease_ms=5_000)
 
 
 def payment(number: int) -> Transaction:
@@ -81,17 +83,18 @@ def test_states_of_another_specification_tell_the_secret_too(world: SharedWorld)
     lose(world)
     assert world.scorer.score(payment(1), as_of=AT_MS).degraded == ("state lost",)
     other = RedisKeys(world.settings.redis.namespace, (1, 2, 3))
-    claim_key(world.nodes, other, OTHER)
+    claim_key(world.nodes, other, OF_ANOTHER, AT_MS)
     # Asked again after a heartbeat, not by every score.
     assert world.scorer.score(payment(2), as_of=AT_MS).degraded == ("state lost",)
     world.clock.move_to(AT_MS + round(1_000 * world.settings.redis.heartbeat_s) + 1)
     with pytest.raises(WrongSecret, match=OTHER):
         world.scorer.score(payment(3), as_of=AT_MS)
+    own = IdentifierKeys.of(world.settings, world.program, world.keys)
     with pytest.raises(WrongSecret, match=OTHER):
-        check_key(world.nodes, world.names, world.keys.key_id)
+        check_key(world.nodes, world.names, own, AT_MS)
     with pytest.raises(WrongSecret, match=OTHER):
-        claim_key(world.nodes, world.names, world.keys.key_id)
-    claim_key(world.nodes, other, OTHER)
+        claim_key(world.nodes, world.names, own, AT_MS)
+    claim_key(world.nodes, other, OF_ANOTHER, AT_MS)
 
 
 def test_what_was_checked_costs_no_exchange(
