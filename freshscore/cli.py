@@ -43,6 +43,8 @@ COMMANDS: dict[str, str] = {
     "models show": "what a model is, was made from, and where its thresholds lie",
     "replay": "a file through the production scorer: what re-use of scores gives, and its proof",
     "score": "score a file of payments, or one transaction",
+    "secret next": "make the successor of the identifier secret, for payments from an instant on",
+    "secret status": "which identifier keys states are under, and how long a former one is needed",
     "shadow": "score every payment of the topic with nothing in its path; decisions are marked",
     "settings show": "every setting, its value and where that came from",
     "settings reference": "the reference file: every setting with its default, unit and reason",

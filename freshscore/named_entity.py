@@ -50,19 +50,20 @@ def keyed_hash(text: str) -> bytes:
     return token
 
 
-def named_entity(arguments: argparse.Namespace, deployment: Deployment) -> tuple[int, bytes]:
-    """Number and token of the entity that a command line names.
+def named_entity(arguments: argparse.Namespace, deployment: Deployment) -> tuple[int, list[bytes]]:
+    """Number and token of the entity that a command line names; during a rotation both tokens.
 
+    A keyed hash names just one state.
     Raises SettingsError for one that the specification does not have, BadTransaction for an
     impossible identifier.
     """
-    from freshscore.invalidation.entity_reading import entity_number, token_of
+    from freshscore.invalidation.entity_reading import entity_number, tokens_of
 
     number = entity_number(deployment.program, arguments.entity)
     if arguments.hash is not None:
-        return number, arguments.hash
+        return number, [arguments.hash]
     parts = deployment.program.entities[number].parts
-    return number, token_of(deployment, number, [_asked(part) for part in parts])
+    return number, tokens_of(deployment, number, [_asked(part) for part in parts])
 
 
 def _asked(part: str) -> str:

@@ -94,8 +94,11 @@ def entity_number(program: Program, name: str) -> int:
     return names.index(name)
 
 
-def token_of(deployment: Deployment, entity: int, identifiers: Sequence[str]) -> bytes:
-    """The token of an entity by the identifiers of its parts. Raises BadTransaction."""
+def tokens_of(deployment: Deployment, entity: int, identifiers: Sequence[str]) -> list[bytes]:
+    """The token of an entity by the identifiers of its parts; during a rotation the former too.
+
+    Raises BadTransaction.
+    """
     layout = deployment.program.entities[entity]
     given = dict(zip(layout.parts, identifiers, strict=True))
     currency = deployment.program.specification.currency
@@ -104,8 +107,10 @@ def token_of(deployment: Deployment, entity: int, identifiers: Sequence[str]) ->
     except BadTransaction:
         # What it says shows the identifier.
         raise BadTransaction("an identifier needs 1 to 256 bytes of text") from None
-    row = Packer(deployment.program, deployment.keys).row(payment)
-    return row[r.TOKENS + 16 * entity : r.TOKENS + 16 * entity + 16]
+    packer = Packer(deployment.program, deployment.keys)
+    # That of its own time, which is before any rotation, and the other.
+    places = (packer.others_at, r.TOKENS) if packer.others_at else (r.TOKENS,)
+    return [packer.row(payment)[at + 16 * entity :][:16] for at in places]
 
 
 def read_entity(

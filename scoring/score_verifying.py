@@ -105,13 +105,15 @@ class _Check:
         self._registry = registry
         self._models: dict[str, Model | None] = {}
         self._reader = DecodedReader(deployment.program)
-        self._row_bytes = Packer(deployment.program, deployment.keys).row_bytes
+        packer = Packer(deployment.program, deployment.keys)
+        # Decisions of a rotation's time have longer rows.
+        self._row_bytes = {packer.content_bytes, packer.row_bytes}
         self.outcomes: Counter[str] = Counter()
         self.differences: list[ScoreDifference] = []
 
     def look(self, decisions: Sequence[Decision]) -> None:
         """Compare these."""
-        known = [one for one in decisions if len(one.row) == self._row_bytes]
+        known = [one for one in decisions if len(one.row) in self._row_bytes]
         self.outcomes[UNREADABLE] += len(decisions) - len(known)
         read = self._deployment.store.read_states([one.row for one in known])
         for decision, states in zip(known, read, strict=True):

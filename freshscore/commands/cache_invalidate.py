@@ -50,26 +50,30 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     clock = SystemClock()
     n_dropped = 0
+    tokens: list[bytes] = []
     # Before any server is asked.
     named = _told(arguments, settings)
     with ExitStack() as stack:
         if arguments.entity is None:
             nodes = Nodes.open(settings.redis, clock)
             stack.callback(nodes.close)
-            told, token = named, None
+            told = [named]
         else:
             deployment = stack.enter_context(opened(settings, clock))
             nodes = deployment.nodes
-            _, token = named_entity(arguments, deployment)
-            told = Invalidation(ENTITY, token.hex())
+            _, tokens = named_entity(arguments, deployment)
+            told = [Invalidation(ENTITY, token.hex()) for token in tokens]
         control = Control(nodes, settings.redis.namespace)
-        effect = invalidated(control, told, settings.redis.lease_s, clock)
-        if token is not None:
-            n_dropped = drop_scores(nodes, RedisKeys(settings.redis.namespace), token)
+        lease_s = settings.redis.lease_s
+        # The first names the entity; during a rotation its former token goes with it.
+        effects = [invalidated(control, one, lease_s, clock) for one in told]
+        for token in tokens:
+            n_dropped += drop_scores(nodes, RedisKeys(settings.redis.namespace), token)
+    effect = max(effects, key=lambda one: (one.n_behind, one.number))
     print_table(
         ["invalidation", "value"],
         [
-            ("of", f"{told.kind} {told.what}".strip()),
+            ("of", ", ".join(f"{one.kind} {one.what}".strip() for one in told)),
             ("number", effect.number),
             ("scorers with a lease", effect.n_scorers),
             ("not carried out by", effect.n_behind),
@@ -79,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if effect.n_behind:
         print("freshscore: it has not taken effect everywhere within the lease", file=sys.stderr)
-    figures = {"kind": told.kind, "what": told.what, "n_dropped": n_dropped}
+    figures = {"kind": told[0].kind, "what": told[0].what, "n_dropped": n_dropped}
     write_json(arguments.json, figures | asdict(effect))
     return int(effect.n_behind > 0)
 

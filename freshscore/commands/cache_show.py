@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from freshscore.arguments import settings_of
 from freshscore.named_entity import add_entity_arguments, named_entity
 from freshscore.named_model import named_version
+
+if TYPE_CHECKING:
+    from freshscore.scoring.kept_scores import KeptScores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
     from freshscore.invalidation.deployment import opened
-    from freshscore.output import print_table, write_json
+    from freshscore.output import write_json
     from freshscore.scoring.kept_scores import kept_scores
     from freshscore.scoring.registry import Registry
 
@@ -33,15 +37,32 @@ def run(arguments: argparse.Namespace) -> int:
     registry = Registry.of(settings.store.path)
     model = named_version(registry, arguments.model, "shown is what is kept under just this")
     with opened(settings) as deployment:
-        number, token = named_entity(arguments, deployment)
+        number, tokens = named_entity(arguments, deployment)
         entity = deployment.program.entities[number].name
         now_ms = deployment.clock.now_ms()
-        found = kept_scores(deployment.nodes, deployment.redis_keys, token, model, now_ms)
-    ends = "" if found.life_s is None else f"; they end in {found.life_s} s"
-    print(f"{entity} {token.hex()}: {len(found.scores)} scores of {model}{ends}")
+        found = [
+            kept_scores(deployment.nodes, deployment.redis_keys, token, model, now_ms)
+            for token in tokens
+        ]
+    for token, scores in zip(tokens, found, strict=True):
+        _show(f"{entity} {token.hex()}", scores, model, now_ms)
     if number:
         first = deployment.program.entities[0].name
         print(f"scores are kept beside the state of a payment's {first}")
+    figures = [
+        {"entity": entity, "token": token.hex(), "model": model, "now_ms": now_ms}
+        | msgspec.to_builtins(scores)
+        for token, scores in zip(tokens, found, strict=True)
+    ]
+    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    return 0
+
+
+def _show(name: str, found: KeptScores, model: str, now_ms: int) -> None:
+    from freshscore.output import print_table
+
+    ends = "" if found.life_s is None else f"; they end in {found.life_s} s"
+    print(f"{name}: {len(found.scores)} scores of {model}{ends}")
     if found.scores:
         print_table(
             ["feature hash", "score", "age s", "state"],
@@ -55,9 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
                 for one in found.scores
             ],
         )
-    figures = {"entity": entity, "token": token.hex(), "model": model, "now_ms": now_ms}
-    write_json(arguments.json, figures | msgspec.to_builtins(found))
-    return 0
 
 
 def _state(score: float | None, is_served: bool) -> str:

@@ -1,9 +1,12 @@
-"""`freshscore entities show`: the shared state of one entity, and its aggregates now."""
+"""`freshscore entities show`: the shared state of one entity, and its aggregates now.
+
+While a secret is rotated an entity has two states, shown one after the other.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ from freshscore.arguments import settings_of
 from freshscore.named_entity import add_entity_arguments, named_entity
 
 if TYPE_CHECKING:
-    from freshscore.invalidation.entity_reading import EntityView
+    from freshscore.invalidation.entity_reading import EntityView, RecordView
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,18 +39,34 @@ def run(arguments: argparse.Namespace) -> int:
         newest_records,
         read_entity,
     )
-    from freshscore.output import print_table, write_json
+    from freshscore.output import write_json
 
     with opened(settings_of(arguments)) as deployment:
-        number, token = named_entity(arguments, deployment)
-        view, state = read_entity(deployment, number, token)
+        number, tokens = named_entity(arguments, deployment)
+        read = [(token, *read_entity(deployment, number, token)) for token in tokens]
         now_ms = deployment.clock.now_ms()
-        aggregates: dict[str, float] = {}
-        if view.problem is None and state is not None:
-            # Below its lines a grid answers nothing.
-            at_ms = max(now_ms, state.closed_below_ms)
-            aggregates = Aggregates(deployment.program).at(number, token, state, at_ms)
-    records = [] if state is None else newest_records(state, max(0, arguments.records))
+        aggregates = Aggregates(deployment.program)
+        figures = []
+        for token, view, state in read:
+            values: dict[str, float] = {}
+            if view.problem is None and state is not None:
+                # Below its lines a grid answers nothing.
+                at_ms = max(now_ms, state.closed_below_ms)
+                values = aggregates.at(number, token, state, at_ms)
+            records = [] if state is None else newest_records(state, max(0, arguments.records))
+            _show(view, values, records)
+            shown: dict[str, Any] = msgspec.to_builtins(view)
+            shown |= {"aggregates": values, "records": msgspec.to_builtins(records)}
+            figures.append(shown | {"now_ms": now_ms})
+    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    views = [view for _, view, _ in read]
+    is_known = any(view.is_known for view in views)
+    return int(not is_known or any(view.problem is not None for view in views))
+
+
+def _show(view: EntityView, aggregates: dict[str, float], records: Sequence[RecordView]) -> None:
+    from freshscore.output import print_table
+
     print_table(["state", "value"], [*_rows(view)])
     if aggregates:
         print_table(["aggregate", "now"], [*aggregates.items()])
@@ -59,10 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
                 for one in records
             ],
         )
-    figures: dict[str, Any] = msgspec.to_builtins(view)
-    figures |= {"aggregates": aggregates, "records": msgspec.to_builtins(records), "now_ms": now_ms}
-    write_json(arguments.json, figures)
-    return int(view.problem is not None or not view.is_known)
 
 
 def _rows(view: EntityView) -> Iterator[tuple[str, object]]:
