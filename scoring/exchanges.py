@@ -230,20 +230,20 @@ class Exchanges:
             former, current = current, former
         own, since_ms = identity_of(row), self._since_ms
         return [
-            united_state(*of_both, layout, since_ms=since_ms, own=own)
-            for *of_both, layout in zip(former, current, self._layouts, strict=True)
+            united_state(one, other, layout, since_ms=since_ms, own=own)
+            for one, other, layout in zip(former, current, self._layouts, strict=True)
         ]
 
     def past(
-        self, desk: Desk, state: int, row: bytes, buckets: Sequence[int], limit_s: float
+        self, desk: Desk, number: int, row: bytes, buckets: Sequence[int], limit_s: float
     ) -> tuple[bytes | None, list[bytes]]:
         """A state by its number, and these buckets of what was folded of it, read in one step.
 
         Raises Unavailable.
         """
-        at = self._token_places[state]
+        at = self._token_places[number]
         token = row[at : at + 16]
-        fingerprint = self._layouts[state % len(self._layouts)].fingerprint
+        fingerprint = self._layouts[number % len(self._layouts)].fingerprint
         names = [self._keys.past(token, fingerprint, bucket) for bucket in buckets]
         asked = command(b"MGET", self._keys.state(token, fingerprint), *names)
         plan = self._planned()

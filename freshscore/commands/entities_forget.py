@@ -24,27 +24,33 @@ def run(arguments: argparse.Namespace) -> int:
     from freshscore.output import print_table, write_json
 
     with opened(settings_of(arguments)) as deployment:
-        number, token = named_entity(arguments, deployment)
-        erased = erased_everywhere(deployment, (number, token))
+        number, tokens = named_entity(arguments, deployment)
+        # While a secret is rotated an entity has two states, and both go.
+        orders = [(token, erased_everywhere(deployment, (number, token))) for token in tokens]
         name = deployment.program.entities[number].name
-    below = datetime.fromtimestamp(erased.below_ms / 1_000, UTC)
-    print_table(
-        ["erasure", "value"],
-        [
-            ("entity", name),
-            ("hash", token.hex()),
-            ("of what was before", below.isoformat(" ", "milliseconds")),
-            ("state", "erased" if erased.is_carried_out else "not yet"),
-            ("models whose scores were deleted in Redis", erased.n_scores),
-            ("scorers that may serve older scores", erased.scores.n_behind),
-        ],
-    )
-    if not erased.is_carried_out:
+    for token, erased in orders:
+        below = datetime.fromtimestamp(erased.below_ms / 1_000, UTC)
+        print_table(
+            ["erasure", "value"],
+            [
+                ("entity", name),
+                ("hash", token.hex()),
+                ("of what was before", below.isoformat(" ", "milliseconds")),
+                ("state", "erased" if erased.is_carried_out else "not yet"),
+                ("models whose scores were deleted in Redis", erased.n_scores),
+                ("scorers that may serve older scores", erased.scores.n_behind),
+            ],
+        )
+    is_carried_out = all(erased.is_carried_out for _, erased in orders)
+    if not is_carried_out:
         print(
             "freshscore: the order is in the log, and no consumer has carried it out yet; see"
             " `freshscore lag`, and run this again",
             file=sys.stderr,
         )
-    figures = {"entity": name, "token": token.hex()} | msgspec.to_builtins(erased)
-    write_json(arguments.json, figures)
-    return int(not erased.is_carried_out or erased.scores.n_behind > 0)
+    figures = [
+        {"entity": name, "token": token.hex()} | msgspec.to_builtins(erased)
+        for token, erased in orders
+    ]
+    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    return int(not is_carried_out or any(erased.scores.n_behind for _, erased in orders))
