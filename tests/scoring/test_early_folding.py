@@ -12,15 +12,19 @@ from collections.abc import Iterator
 import pytest
 
 from freshscore.config.errors import AsOfTooOld
+from freshscore.config.secret import Secret
 from freshscore.features import codec
+from freshscore.features.codec import decode
 from freshscore.features.decoded_state import DecodedState, Stretch
+from freshscore.features.packing import Keys, Packer
 from freshscore.features.past_events import Past
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.transaction import Transaction
 from freshscore.scoring import request_states
+from freshscore.scoring.exchanges import Exchanges
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled
-from tests.laws.worlds import MONDAY_MS, Limits
+from tests.laws.worlds import MONDAY_MS, SECRET, Limits
 from tests.scoring.shared_worlds import SharedWorld
 from tests.servers.redis_servers import RedisServer
 
@@ -67,15 +71,27 @@ aggregates = [{ function = "sum" }]
 """
 HORIZON_MS = 60_000
 NOON_MS = MONDAY_MS + 43_200_000
+SINCE_MS = NOON_MS + 70_001
+
+
+def world_of(url: str, namespace: str, seed: int, secret: Secret) -> SharedWorld:
+    scaled = Scaled(FeatureSpecification.from_toml(SPECIFICATION), 1_000, 1_000, HORIZON_MS)
+    limits = Limits(horizon_ms=HORIZON_MS, cache_bytes=1 << 16)
+    model = law_model("walked", scaled, seed)
+    return SharedWorld(url, namespace, scaled, model, limits, secret=secret)
 
 
 @pytest.fixture
 def world(redis_server: RedisServer, namespace: str, seed: int) -> Iterator[SharedWorld]:
-    scaled = Scaled(FeatureSpecification.from_toml(SPECIFICATION), 1_000, 1_000, HORIZON_MS)
-    limits = Limits(horizon_ms=HORIZON_MS, cache_bytes=1 << 16)
-    made = SharedWorld(
-        redis_server.url, namespace, scaled, law_model("walked", scaled, seed), limits
-    )
+    made = world_of(redis_server.url, namespace, seed, SECRET)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rotating(redis_server: RedisServer, namespace: str, seed: int) -> Iterator[SharedWorld]:
+    """Another secret begins to hold in the first half of a story."""
+    made = world_of(redis_server.url, namespace, seed, SECRET.successor(SINCE_MS))
     yield made
     made.close()
 
@@ -154,7 +170,7 @@ class Story:
             assert getattr(found, name) == getattr(expected, name), name
         assert struct.pack("<d", found.score or 0.0) == struct.pack("<d", expected.score or 0.0)
         row = self.world.embedded.row(asked)
-        vector = self.world.scorer._vector(row, as_of)
+        vector = self.world.scorer._vector(self.world.packed(asked), as_of)
         assert vector.tobytes() == store.features(row, as_of).tobytes()
         # Never too late, however many steps of time alone were looked at.
         last = store.features(row, (found.valid_until or as_of + 1) - 1)
@@ -169,6 +185,52 @@ def test_no_answer_changes_however_early_states_are_folded(world: SharedWorld, s
     stats = world.scorer.stats()
     assert stats["store"]["mended"] > 10
     assert stats["answers"]["memo"] > 0
+
+
+def test_no_answer_changes_while_the_secret_is_rotated_too(
+    rotating: SharedWorld, seed: int
+) -> None:
+    """Both states of a grid are folded early, and what is in either counts once."""
+    story = Story(rotating, seed)
+    story.run(400)
+    assert story.n_late > 10
+    assert story.n_again > 50
+    assert rotating.scorer.stats()["store"]["mended"] > 10
+    n_summarised = [
+        decode(rotating.state_of(entity, token), layout).summarised_below_ms > 0
+        for entity, token in sorted(rotating.written)
+        if (layout := rotating.records.layouts[entity]).is_grid
+    ]
+    assert sum(n_summarised) > 2
+
+
+def test_canary_a_payment_in_the_sums_of_one_of_two_states_counts_twice(
+    rotating: SharedWorld, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exchanges, "own_past", lambda *_: [])
+    with pytest.raises(AssertionError):
+        Story(rotating, seed).run(400)
+
+
+def test_what_is_in_the_wrong_state_of_a_grid_is_said(rotating: SharedWorld) -> None:
+    """A process that did not know of the rotation: the same event may be in sums of the other."""
+    entities = {"card": "c", "merchant": "m", "terminal": "m"}
+    payment = Transaction("t1", SINCE_MS + 1_000, 100, "EUR", entities)
+    former = Packer(rotating.program, Keys(rotating.program, SECRET))
+    rotating.observe(payment)
+    late = former.row(Transaction("t1", payment.time, 100, "EUR", entities))
+    for entity, token in enumerate(rotating.records.tokens(late)):
+        assert token is not None
+        rotating.append(entity, token, rotating.records.event(late, entity))
+    asked = Transaction("t2", SINCE_MS + 2_000, 100, "EUR", entities)
+    rotating.report(asked.time, 1)
+    expected = rotating.embedded.scorer.score(asked, as_of=asked.time)
+    found = rotating.scorer.score(asked, as_of=asked.time)
+    assert (found.score, found.degraded) == (expected.score, ())
+    rotating.compact(
+        payment.time - 500, random.Random(1), share=1.0, early_below_ms=payment.time + 1
+    )
+    assert "state damaged" in rotating.scorer.score(asked, as_of=asked.time).degraded
 
 
 def test_canary_repetitions_count_where_nobody_looks_for_them(
