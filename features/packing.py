@@ -157,6 +157,15 @@ class Packer:
         digest_content(at, at + self.content_bytes, self._keys_at + KEY_CONTENT)
         return bytes(made)
 
+    def with_others(self, row: bytes) -> bytes:
+        """`row` with each entity's token under the other key of a rotation instead of its own.
+
+        Of a row of one key, from outside of a rotation, every entity is absent then.
+        """
+        n_bytes = 16 * self._n_entities
+        others = row[self.others_at :].ljust(n_bytes, b"\0")
+        return row[:TOKENS] + others + row[TOKENS + n_bytes : self.content_bytes]
+
     def _of_both(self, raw: bytes, row: bytes, time_ms: int) -> bytes:
         """The row that holds at `time_ms`, with the tokens of the other one behind it."""
         former = self.keys.former

@@ -17,9 +17,12 @@ import msgspec
 
 from freshscore.config.errors import DamagedState, FreshscoreError, NoModel
 from freshscore.features import row as r
+from freshscore.features.decoded_state import DecodedState
 from freshscore.features.packing import Packer
 from freshscore.features.reading_decoded import DecodedReader
+from freshscore.features.record_making import time_of
 from freshscore.features.redis_reading import StoredStates
+from freshscore.features.uniting_states import united_decoded
 from freshscore.invalidation.deployment import Deployment
 from freshscore.invalidation.kafka_reading import LogReader
 from freshscore.invalidation.letter_reading import values_between
@@ -39,6 +42,7 @@ LOST: Final = "not compared: a state cannot be read"
 MOVED: Final = "not compared: a state has moved on"
 
 _ROWS_AT_ONCE: Final = 64
+_States = tuple[DecodedState | None, ...]
 _BITS: Final = struct.Struct("<d")
 
 
@@ -105,32 +109,54 @@ class _Check:
         self._registry = registry
         self._models: dict[str, Model | None] = {}
         self._reader = DecodedReader(deployment.program)
-        packer = Packer(deployment.program, deployment.keys)
-        # Decisions of a rotation's time have longer rows.
-        self._row_bytes = {packer.content_bytes, packer.row_bytes}
+        self._packer = Packer(deployment.program, deployment.keys)
         self.outcomes: Counter[str] = Counter()
         self.differences: list[ScoreDifference] = []
 
     def look(self, decisions: Sequence[Decision]) -> None:
         """Compare these."""
-        known = [one for one in decisions if len(one.row) in self._row_bytes]
+        packer = self._packer
+        # Decisions of a rotation's time have longer rows.
+        lengths = {packer.content_bytes, packer.row_bytes}
+        known = [one for one in decisions if len(one.row) in lengths]
         self.outcomes[UNREADABLE] += len(decisions) - len(known)
-        read = self._deployment.store.read_states([one.row for one in known])
-        for decision, states in zip(known, read, strict=True):
+        for decision, states in zip(known, self._states(known), strict=True):
             self.outcomes[self._outcome(decision, states)] += 1
         self.outcomes = +self.outcomes
 
-    def _outcome(self, decision: Decision, read: StoredStates) -> str:
-        if any(read.problems):
+    def _states(self, decisions: Sequence[Decision]) -> list[_States | None]:
+        """One state of each entity of each decision; None where one cannot be read."""
+        packer, store = self._packer, self._deployment.store
+        rows = [one.row for one in decisions]
+        read = store.read_states(rows)
+        if not packer.others_at:
+            return [None if any(one.problems) else one.states for one in read]
+        others = store.read_states([packer.with_others(row) for row in rows])
+        return [*map(self._united, rows, read, others)]
+
+    def _united(self, row: bytes, own: StoredStates, others: StoredStates) -> _States | None:
+        """What a row's entities have under both keys of a rotation."""
+        if any(own.problems) or any(others.problems):
+            return None
+        since_ms = self._packer.keys.since_ms
+        sides = (own, others) if time_of(row) < since_ms else (others, own)
+        try:
+            pairs = zip(sides[0].states, sides[1].states, strict=True)
+            return tuple(united_decoded(one, other, since_ms) for one, other in pairs)
+        except DamagedState:
+            return None
+
+    def _outcome(self, decision: Decision, states: _States | None) -> str:
+        if states is None:
             return LOST
-        versions = [0 if one is None else one.version for one in read.states]
+        versions = [0 if one is None else one.version for one in states]
         if versions != [int.from_bytes(one, "little") for one in decision.state_versions]:
             return MOVED
         model = self._model(decision.model_version)
         if model is None:
             return NO_MODEL
         try:
-            features, _ = self._reader.features(read.states, decision.row, decision.as_of_ms)
+            features, _ = self._reader.features(states, decision.row, decision.as_of_ms)
         except FreshscoreError:
             # Its own time lies below what a merchant has folded.
             return MOVED

@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     if effect.n_behind:
         print("freshscore: it has not taken effect everywhere within the lease", file=sys.stderr)
     figures = {"kind": told[0].kind, "what": told[0].what, "n_dropped": n_dropped}
+    if told[1:]:
+        figures["former"] = told[1].what
     write_json(arguments.json, figures | asdict(effect))
     return int(effect.n_behind > 0)
 
