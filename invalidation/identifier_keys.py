@@ -5,9 +5,10 @@ The note is one key of the deployment: an id, or, once a rotation was announced,
     FORMER CURRENT SINCE    ids of both secrets, and from which event time on the second one holds
 
 Whoever starts first with both secrets announces the rotation, so early that all who run learn of it
-before it begins. From the lease before that on, a process that knows the former alone is refused,
-for it would take cards for new; so is one that knows the current alone, until no window can begin
-before it. Each node's own note, beside its epoch, is of the keys that never rotate.
+before it begins. From a lease and the skew before that on, a process that knows the former alone is
+refused, for it would take cards for new, and hash a payment from behind the instant wrongly; so is
+one that knows the current alone, until no window can begin before it. Each node's own note, beside
+its epoch, is of the keys that never rotate.
 Rule: pure; what is noted here is judged, and what should be noted instead is said, never written.
 """
 
@@ -20,9 +21,9 @@ from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys
 from freshscore.features.program import Program
 
-# A running process reads the note every heartbeat, and so at least once within a lease. Two leases:
-# one to learn in, one before the beginning, in which clocks may differ.
-_LEASES_OF_NOTICE = 2
+# A running process reads the note every heartbeat, and so at least once within a lease: one
+# to learn in. Another one before the beginning: clocks may differ.
+_LEASES_TO_LEARN = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class KeyNote:
 class IdentifierKeys:
     """The keys of one process. kept_ms: how far before now a record can matter, to whoever reads.
 
-    lease_ms: within which a running process reads the note.
+    lease_ms: within which a running process reads the note. skew_ms: how far ahead of its arrival a
+    payment's time may lie.
     """
 
     key_id: str
@@ -66,6 +68,7 @@ class IdentifierKeys:
     former_id: str | None
     kept_ms: int
     lease_ms: int
+    skew_ms: int
 
     @classmethod
     def of(cls, settings: Settings, program: Program, keys: Keys) -> IdentifierKeys:
@@ -78,6 +81,7 @@ class IdentifierKeys:
             former_id=None if former is None else former.key_id,
             kept_ms=program.specification.held_ms + 1_000 * settings.store.horizon_s,
             lease_ms=round(1_000 * settings.redis.lease_s),
+            skew_ms=1_000 * settings.store.skew_s,
         )
 
     @property
@@ -100,7 +104,7 @@ class IdentifierKeys:
             has_ended = note.former_id is None or now_ms >= note.since_ms + self.kept_ms
             return KeyNote(self.key_id) if has_ended else note
         if note.former_id == self.key_id and self.former_id is None:
-            if now_ms >= note.since_ms - self.lease_ms:
+            if now_ms >= note.since_ms - self._ahead_ms:
                 raise WrongSecret(
                     f"the secret here has key {self.key_id}; payments since {note.since_ms} are"
                     f" under key {note.key_id}: a rotation has begun that this process does not"
@@ -129,7 +133,7 @@ class IdentifierKeys:
 
     def _announced(self, now_ms: int) -> KeyNote:
         """The note of a rotation that nobody knows of yet."""
-        earliest_ms = now_ms + _LEASES_OF_NOTICE * self.lease_ms
+        earliest_ms = now_ms + _LEASES_TO_LEARN * self.lease_ms + self._ahead_ms
         if self.since_ms is None or self.since_ms < earliest_ms:
             raise WrongSecret(
                 f"key {self.key_id} holds from {self.since_ms} on, and was not announced before"
@@ -137,6 +141,11 @@ class IdentifierKeys:
                 " another successor that begins later, with `freshscore secret next`"
             )
         return self._own(now_ms)
+
+    @property
+    def _ahead_ms(self) -> int:
+        """How long before the beginning nobody may be left who knows the former alone."""
+        return self.lease_ms + self.skew_ms
 
     def _check_former(self, note: KeyNote) -> None:
         if None not in (note.former_id, self.former_id) and note.former_id != self.former_id:

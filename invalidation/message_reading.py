@@ -25,6 +25,7 @@ from freshscore.features.layout import SENDER_LIMIT_MS
 from freshscore.features.memory import BYTES_AT
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.program import Program
+from freshscore.features.record_making import time_of
 from freshscore.features.redis_reading import Wanted
 from freshscore.features.transaction import Transaction, time_ms
 from freshscore.invalidation.message_texts import count_keys
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 # What is wrong with a label that a record has no room for.
 FAR: Final = "a label lies more than 17 years from its payment"
+_OTHERS_UNKNOWN: Final = "hashed identifiers are of one key, and the secret is being rotated"
 # What a row needs and a label that is looked up does not have.
 _ANY_TIME_MS: Final = 946_684_800_000
 # What msgspec says of types and of names that the format knows; the rest repeats the message.
@@ -106,8 +108,7 @@ class MessageReader:
     ) -> None:
         self._program = program
         self._spec = program.specification
-        former = keys.former
-        self._key_ids = (keys.key_id,) if former is None else (keys.key_id, former.key_id)
+        self._keys = keys
         self._packer = Packer(program, keys)
         self._columns = columns
         self._decode = decode
@@ -126,32 +127,36 @@ class MessageReader:
     def transaction(self, value: bytes | None) -> bytes:
         """The row of the payment in `value`, without numbers and categories; or MessageRefused."""
         given = self._given(value, self._transactions)
-        hashed = self._is_hashed(given)
+        key_id = self._hashed_under(given)
         entities = _mapping(given.get("entities"), "entities")
-        if hashed:
+        if key_id is not None:
             given["entities"] = {}
         row = bytearray(self._packed(given))
-        if hashed:
+        if key_id is not None:
+            self._check_time(key_id, row)
             self._put_hashes(row, given["transaction_id"], entities)
         return bytes(row)
 
     def payment(self, value: bytes | None, packer: Packer) -> Transaction:
         """The payment in `value`, to be scored: it keeps the row that `packer` makes of it.
 
-        Of a message with hashed identifiers the transaction has those hashes in its row alone.
+        Of a message with hashed identifiers the transaction has those hashes in its row alone; it
+        is refused while the secret is rotated, for nobody here knows its entities' other hashes.
         Raises MessageRefused.
         """
         given = self._given(value, self._transactions)
-        hashed = self._is_hashed(given)
+        key_id = self._hashed_under(given)
+        if key_id is not None and packer.others_at:
+            raise MessageRefused(WRONG_KEY, _OTHERS_UNKNOWN)
         entities = _mapping(given.get("entities"), "entities")
-        if hashed:
+        if key_id is not None:
             given["entities"] = {}
         try:
             transaction = Transaction.of(given)
             made = packer.row(transaction)
         except BadTransaction as problem:
             _refuse(problem)
-        if hashed:
+        if key_id is not None:
             row = bytearray(made)
             self._put_hashes(row, given["transaction_id"], entities)
             transaction.packed = (packer, packer.with_content(row))
@@ -160,7 +165,8 @@ class MessageReader:
     def label(self, value: bytes | None, arrival_ms: int) -> ReadLabel:
         """The label in `value`; or MessageRefused."""
         given = self._given(value, self._labels)
-        hashed = self._is_hashed(given)
+        key_id = self._hashed_under(given)
+        hashed = key_id is not None
         entities, time = given.get("entities"), given.get("time")
         if (entities is None) != (time is None):
             raise MessageRefused(MALFORMED, "a label brings entities and time together, or neither")
@@ -178,7 +184,10 @@ class MessageReader:
             "entities": {} if hashed else entities,
         }
         row = bytearray(self._packed(payment))
-        if hashed:
+        if key_id is not None:
+            # Without a time its entities come from the index of labels.
+            if time is not None:
+                self._check_time(key_id, row)
             self._put_hashes(row, payment["transaction_id"], entities)
         known_ms, sender_ms = _instants(given, arrival_ms)
         if time is not None and is_far(row, sender_ms):
@@ -188,7 +197,7 @@ class MessageReader:
     def erasure(self, value: bytes) -> list[Wanted]:
         """The states that the order in `value` erases: entity number, token; or MessageRefused."""
         given = _own(value, self._erasures)
-        if not self._is_hashed(given):
+        if self._hashed_under(given) is None:
             raise MessageRefused(MALFORMED, "what is erased is named by hashes alone")
         wanted = []
         for name, text in given["erased"].items():
@@ -216,19 +225,32 @@ class MessageReader:
         except LookupError as problem:
             raise MessageRefused(MALFORMED, str(problem.args[0])) from None
 
-    def _is_hashed(self, given: dict[str, Any]) -> bool:
-        """Whether identifiers are hashed, under a key that is valid; the version is known too."""
+    def _hashed_under(self, given: dict[str, Any]) -> str | None:
+        """The valid key under which identifiers are hashed; None where they are raw."""
         version, ids = given.pop("v", VERSION), given.pop("ids", RAW)
         if version.__class__ is not int or version != VERSION:
             raise MessageRefused(MALFORMED, f"v needs {VERSION}, the version that is known here")
         if ids == RAW:
-            return False
-        if ids not in self._key_ids:
-            known = " and ".join(self._key_ids)
+            return None
+        former = self._keys.former
+        for known in (self._keys, former):
+            if known is not None and ids == known.key_id:
+                return known.key_id
+        both = self._keys.key_id if former is None else f"{self._keys.key_id} and {former.key_id}"
+        raise MessageRefused(WRONG_KEY, f"its identifiers are hashed under another key than {both}")
+
+    def _check_time(self, key_id: str, row: bytearray) -> None:
+        """Refuse hashes under a key that does not hold at the payment's own time.
+
+        Among sums of the wrong state nothing could tell a payment that comes under the right key
+        too.
+        """
+        wanted = self._keys.key_id_at(time_of(bytes(row)))
+        if key_id != wanted:
             raise MessageRefused(
-                WRONG_KEY, f"its identifiers are hashed under another key than {known}"
+                WRONG_KEY,
+                f"its identifiers are hashed under key {key_id}; at its time {wanted} holds",
             )
-        return True
 
     def _packed(self, given: dict[str, Any]) -> bytes:
         """The row of what a message says of a payment, its digest of content cleared."""

@@ -142,7 +142,12 @@ def _put_row(tables: int, said: int, row: int) -> bool:
     put_i64(row + r.PLACE, i64(said + t.SAID_PLACE))
     put_i64(row + r.CONTENT_LOW, 0)
     put_i64(row + r.CONTENT_HIGH, 0)
-    if i64(said + t.SAID_HASHED) != 0:
+    hashed_under = i64(said + t.SAID_HASHED)
+    if hashed_under != 0:
+        # The former key holds before the instant, and the current one from it on.
+        is_older = i64(said + t.SAID_TIME) < i64(tables + t.SINCE)
+        if (hashed_under == t.UNDER_FORMER) != is_older:
+            return False
         return _put_hashes(tables, said, row)
     _hash_identifiers(tables, said, row)
     return True

@@ -73,6 +73,9 @@ CONDITION: Final = 32  # field, address of the value, its length, its bit
 _LONGER_THAN_ANY: Final = 1 << 40
 _BEFORE_ALL: Final = -(2**62)
 
+# What SAID_HASHED says: 0 raw, 1 under the current key, or this.
+UNDER_FORMER: Final = 2
+
 IS_PART: Final = 1
 IS_ENTITY: Final = 2
 IS_NUMBER: Final = 1

@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from freshscore import Scorer
 from freshscore.config.errors import WrongSecret
 from freshscore.features.redis_commands import remove_namespace
+from freshscore.features.redis_compaction import Compactor
 from freshscore.features.redis_door import Nodes
 from freshscore.features.specification import FeatureSpecification
 from freshscore.invalidation.assembling import open_consumer
+from freshscore.invalidation.sampling import sampled_states
 from tests.freshscore.shared_deployment import SECRET, SharedDeployment, now_ms, payment
+from tests.freshscore.stored_models import payments
 from tests.freshscore.test_near_scoring import until
 
-# Payments may be so much newer than their arrival: so both sides of an instant come without waits.
-SKEW_S = 300
-AHEAD_MS = 240_000
+# A rotation begins so much later than it is made: it must be announced within 7 s, who does not
+# know it is refused from 8 s on, and payments from behind its instant are taken from 9 s on.
+AHEAD_MS = 14_000
+SKEW_S = 5
 
 
 class Working:
@@ -99,6 +103,11 @@ def told(deployment: SharedDeployment) -> Told:
     return Told(deployment)
 
 
+def wait_until(at_ms: int) -> None:
+    """Let the time of the servers come to an instant."""
+    until(lambda: now_ms() >= at_ms)
+
+
 def rotate(deployment: SharedDeployment, since_ms: int) -> str:
     """What `secret next` writes."""
     path = deployment.folder / "next.secret"
@@ -116,15 +125,16 @@ def test_processes_are_restarted_one_by_one_and_no_answer_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     begun_ms = now_ms()
-    since_ms = begun_ms + AHEAD_MS
-    before, after = begun_ms + 1_000, since_ms + 5_000
     first = Working(deployment)
     with told.scorer() as old:
         for number in range(4):
             old.observe(told.new(begun_ms - 1_000 * number))
         deployment.send([told.new(begun_ms - 500)])
+        before = now_ms() + 1_000
         until(lambda: told.is_seen(old, before))
         capsys.readouterr()
+        since_ms = now_ms() + AHEAD_MS
+        after = since_ms + 5_000
         successor = rotate(deployment, since_ms)
         said = capsys.readouterr().out
         assert successor not in said
@@ -137,20 +147,20 @@ def test_processes_are_restarted_one_by_one_and_no_answer_is_wrong(
             assert deployment.figures("secret", "status", code=1)["is_former_needed"]
             assert told.is_seen(old, before)
             assert told.is_seen(new, before)
-            # A payment from after the instant, while a consumer does not know the key.
+            old.observe(told.new(now_ms()))
+            # Nobody sends a payment from behind the instant before all who do not know it are out.
+            assert isinstance(first.ended(), WrongSecret)
+            assert now_ms() < since_ms - 1_000 * SKEW_S
+            with pytest.raises(WrongSecret, match="a rotation has begun"):
+                until(lambda: not told.is_seen(old, before))
+            second = Working(deployment)
+            wait_until(since_ms - 1_000 * SKEW_S + 100)
             new.observe(told.new(since_ms + 1))
             assert told.is_seen(new, after)
-            assert isinstance(first.ended(), WrongSecret)
-            second = Working(deployment)
-            # Raw ones on both sides, and one under the former key by who does not know the other.
             deployment.send([told.new(since_ms - 1), told.new(since_ms), told.new(since_ms + 2)])
-            late = told.new(since_ms + 3)
-            old.observe(late)
             until(lambda: told.is_seen(new, after))
-            new.observe(late)
             until(lambda: deployment.figures("lag")["partitions"][0]["behind"] == 0)
             assert told.is_seen(new, after)
-            assert told.is_seen(old, before)
             assert second.counts.get("wrong key", 0) == 0
             assert deployment.figures("dead-letters", "list")["letters"] == []
             _lose_everything(deployment)
@@ -198,7 +208,7 @@ def test_what_cannot_be_right_is_refused(
     assert "a rotation is under way" in capsys.readouterr().err
 
 
-def test_both_states_of_an_entity_are_shown_and_invalidated(
+def test_both_states_of_an_entity_are_shown_verified_and_invalidated(
     deployment: SharedDeployment,
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
@@ -207,12 +217,35 @@ def test_both_states_of_an_entity_are_shown_and_invalidated(
     successor = rotate(deployment, since_ms)
     monkeypatch.setenv("FRESHSCORE_SECRET", successor)
     monkeypatch.setenv("FRESHSCORE_FORMER_SECRET", SECRET)
+    assert deployment.run("consume", "--until-caught-up") == 0
+    data = deployment.folder / "payments.parquet"
+    payments().to_parquet(data)
+    deployment.given["store.path"] = str(deployment.folder / "store")
+    assert deployment.run("train", "--data", data, model__num_trees=8) == 0
+    wait_until(since_ms - 1_000 * SKEW_S + 2_100)
     deployment.send([told.new(since_ms - 5_000 + 1_000 * n) for n in range(8)])
     assert deployment.consume()["applied"] == 8
     monkeypatch.setattr("freshscore.named_entity._asked", lambda part: "card-number-0")
     shown = deployment.figures("entities", "show", "--entity", "card")
     assert (shown["n_events"], shown["former"]["n_events"]) == (3, 5)
     assert shown["token"] != shown["former"]["token"]
+    _check_verified(deployment, since_ms)
     ended = deployment.figures("cache", "invalidate", "--entity", "card")
     assert ended["what"] == shown["token"]
-    assert ended["number"] == 2
+    assert ended["former"] == shown["former"]["token"]
+
+
+def _check_verified(deployment: SharedDeployment, since_ms: int) -> None:
+    """Scores on both states of each entity, also of a merchant that is folded under either."""
+    with deployment.opened() as found:
+        wanted = sampled_states(found, 50, np.random.default_rng(1))
+        compactor = Compactor(found.store)
+        done = compactor.compact(wanted, fold_below_ms=since_ms - 2_500, only_due=False)
+        assert done["swapped"] == len(wanted) > 3
+    with Scorer.open("shared", settings=deployment.given) as scorer:
+        for number in range(4):
+            assert scorer.score(payment(600 + 6 * number, since_ms + 2_100)).degraded == ()
+        scorer.flush(30.0)
+    verified = deployment.figures("verify")
+    assert {one["verdict"] for one in verified["states"]["findings"]} == {"equal"}
+    assert verified["scores"] == {"outcomes": {"equal": 4}, "differences": []}

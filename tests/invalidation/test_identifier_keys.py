@@ -9,11 +9,11 @@ import pytest
 from freshscore.config.errors import WrongSecret
 from freshscore.invalidation.identifier_keys import IdentifierKeys, KeyNote
 
-LEASE_MS, KEPT_MS = 5_000, 1_000_000
+LEASE_MS, SKEW_MS, KEPT_MS = 5_000, 700, 1_000_000
 SINCE_MS = 2_000_000
 END_MS = SINCE_MS + KEPT_MS
-OLD = IdentifierKeys("aaaaaaaa", "aaaaaaaa", None, None, KEPT_MS, LEASE_MS)
-BOTH = IdentifierKeys("bbbbbbbb", "aaaaaaaa", SINCE_MS, "aaaaaaaa", KEPT_MS, LEASE_MS)
+OLD = IdentifierKeys("aaaaaaaa", "aaaaaaaa", None, None, KEPT_MS, LEASE_MS, SKEW_MS)
+BOTH = replace(OLD, key_id="bbbbbbbb", since_ms=SINCE_MS, former_id="aaaaaaaa")
 NEW = replace(BOTH, former_id=None)
 OTHER = replace(OLD, key_id="cccccccc", record_id="cccccccc")
 OTHER_NEXT = replace(BOTH, key_id="dddddddd")
@@ -28,11 +28,11 @@ BEFORE_MS = SINCE_MS - 100_000
     [
         (OLD, None, BEFORE_MS, NOTED_OLD),
         (OLD, NOTED_OLD, BEFORE_MS, NOTED_OLD),
-        # Whoever has both announces; two leases before it begins at the latest.
+        # Whoever has both announces; two leases and the skew before it begins at the latest.
         (BOTH, NOTED_OLD, BEFORE_MS, ROTATING),
-        (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS, ROTATING),
-        # Until a lease before that, those that are still to be restarted go on.
-        (OLD, ROTATING, SINCE_MS - LEASE_MS - 1, ROTATING),
+        (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS - SKEW_MS, ROTATING),
+        # Until a lease and the skew before that, those that are still to be restarted go on.
+        (OLD, ROTATING, SINCE_MS - LEASE_MS - SKEW_MS - 1, ROTATING),
         (BOTH, ROTATING, BEFORE_MS, ROTATING),
         (BOTH, ROTATING, END_MS - 1, ROTATING),
         # A server that lost the note gets it again.
@@ -68,10 +68,15 @@ def test_what_is_allowed_and_noted(
     [
         (OTHER, NOTED_OLD, BEFORE_MS, "under identifier key aaaaaaaa"),
         (OTHER, ROTATING, BEFORE_MS, "under identifier key bbbbbbbb"),
-        (OLD, ROTATING, SINCE_MS - LEASE_MS, "a rotation has begun that this process does not"),
+        (
+            OLD,
+            ROTATING,
+            SINCE_MS - LEASE_MS - SKEW_MS,
+            "a rotation has begun that this process does not",
+        ),
         (OLD, ROTATING, END_MS, "a rotation has begun that this process does not"),
         (OLD, NOTED_NEW, END_MS, "under identifier key bbbbbbbb"),
-        (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS + 1, "was not announced before"),
+        (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS - SKEW_MS + 1, "was not announced before"),
         (BOTH, NOTED_OLD, END_MS, "was not announced before"),
         (NEW, NOTED_NEW, END_MS - 1, "FRESHSCORE_FORMER_SECRET is needed until then"),
         (NEW, ROTATING, SINCE_MS, "FRESHSCORE_FORMER_SECRET is needed until then"),

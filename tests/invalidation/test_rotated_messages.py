@@ -15,7 +15,12 @@ from freshscore.features.transaction import Transaction
 from freshscore.invalidation.message_reading import MessageReader
 from freshscore.invalidation.message_rows import read_transaction
 from freshscore.invalidation.message_tables import MessageTables
-from freshscore.invalidation.messages import WRONG_KEY, MessageRefused, encode_transaction
+from freshscore.invalidation.messages import (
+    WRONG_KEY,
+    MessageRefused,
+    encode_label,
+    encode_transaction,
+)
 from tests.invalidation.message_forms import HORIZON_MS, NOW_MS, SECRET, everything, random_payment
 
 PROGRAM = everything()
@@ -64,6 +69,57 @@ def test_raw_and_hashed_messages_give_the_row_of_the_payment(seed: int) -> None:
             assert fast is None or without_content(fast) == without_content(row)
     assert n_fast > 300
     assert 50 < n_old < 250
+
+
+def test_a_key_that_does_not_hold_at_a_payments_time_is_refused(seed: int) -> None:
+    """In the wrong state of two, among sums, it could count twice."""
+    chance = random.Random(seed)
+    tables = MessageTables(PROGRAM, KEYS, 4_000)
+    both = (KEYS.key_id, SECRET.key_id)
+    packer = Packer(PROGRAM, KEYS)
+    for number in range(60):
+        payment = random_payment(chance, number)
+        names = {name: held for name, held in payment.items() if name not in ("v", "ids")}
+        transaction = Transaction(**names)
+        wrong = both[KEYS.key_id_at(transaction.time) == KEYS.key_id]
+        row = packer.row(transaction)
+        value = encode_transaction(PROGRAM, wrong, transaction, row)
+        assert by_kernel(tables, value) is None
+        label = encode_label(PROGRAM, wrong, row, {"fraud": True}, transaction.time)
+        with pytest.raises(MessageRefused, match="at its time") as caught:
+            READER.transaction(value)
+        assert caught.value.reason == WRONG_KEY
+        with pytest.raises(MessageRefused, match="at its time"):
+            READER.label(label, NOW_MS)
+        # A label that is looked up names no entity.
+        looked_up = encode_label(PROGRAM, wrong, row, {"fraud": True}, NOW_MS, looked_up=True)
+        assert READER.label(looked_up, NOW_MS).needs_lookup
+
+
+def test_hashes_of_one_key_are_not_scored_while_two_count() -> None:
+    """A shadow would miss what its entities have under the other one."""
+    transaction = Transaction("t", NOW_MS, 1, "EUR", {"card": "c"})
+    packer = Packer(PROGRAM, KEYS)
+    hashed = encode_transaction(PROGRAM, KEYS.key_id, transaction, packer.row(transaction))
+    with pytest.raises(MessageRefused, match="is being rotated") as caught:
+        READER.payment(hashed, packer)
+    assert caught.value.reason == WRONG_KEY
+    raw = json.dumps(
+        {
+            "transaction_id": "t",
+            "time": NOW_MS,
+            "amount_minor": 1,
+            "currency": "EUR",
+            "entities": {"card": "c"},
+        }
+    ).encode()
+    assert READER.payment(raw, packer).packed == (packer, packer.row(transaction))
+    alone = Packer(PROGRAM, Keys(PROGRAM, SECRET))
+    of_one = MessageReader(PROGRAM, alone.keys)
+    sent = encode_transaction(PROGRAM, SECRET.key_id, transaction, alone.row(transaction))
+    found = of_one.payment(sent, alone).packed
+    assert found is not None
+    assert found[1] == alone.row(Transaction("t", NOW_MS, 1, "EUR", {"card": "c"}))
 
 
 def test_a_third_key_is_refused() -> None:

@@ -22,7 +22,7 @@ from tests.servers.redis_servers import RedisCluster, RedisServer
 
 AT_MS = MONDAY_MS + 30 * DAY_MS
 OTHER = "0123456789abcdef"
-OF_ANOTHER = IdentifierKeys(OTHER, OTHER, None, None, kept_ms=DAY_MS, lease_ms=5_000)
+OF_ANOTHER = IdentifierKeys(OTHER, OTHER, None, None, kept_ms=DAY_MS, lease_ms=5_000, skew_ms=0)
 
 
 def payment(number: int) -> Transaction:
