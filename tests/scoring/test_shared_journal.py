@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
+from freshscore.config.clock import SystemClock
 from freshscore.config.errors import BadFact, BadTransaction, SettingsError
 from freshscore.config.loading import load_settings
+from freshscore.config.secret import Secret, write_secret
 from freshscore.scoring.shared_opening import open_shared
+from freshscore.scoring.shared_scorer import SharedScorer
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import shipped
 from tests.scoring.shared_worlds import HeldWriter, SharedWorld
 from tests.scoring.test_shared_writes import payment
 from tests.servers.redis_servers import RedisServer
+
+# A rotation begins then, long after the test.
+_LATER_MS = 4_000_000_000_000
 
 
 def test_what_consumers_would_set_aside_for_its_length_is_not_taken(
@@ -56,4 +63,37 @@ def test_a_journal_that_cannot_be_written_refuses_the_start(
     settings = load_settings("shared", settings=given | {"kafka.produce": False})
     scorer = open_shared(settings, lambda rows: rows[:, 0] * 0.0)
     assert "journal" not in scorer.stats()
+    scorer.close()
+
+
+def test_what_waits_under_the_former_secret_is_sent_by_who_has_both(
+    redis_server: RedisServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = "5ec7e7" * 8
+    path = tmp_path / "successor"
+    write_secret(Secret(bytes.fromhex(former), "this test").successor(_LATER_MS), path)
+    given = {
+        "store.specification": "handbook",
+        "redis.url": redis_server.url,
+        "redis.namespace": namespace,
+        "kafka.bootstrap_servers": "127.0.0.1:1",
+        "journal.path": str(tmp_path / "journal"),
+    }
+
+    def opened() -> SharedScorer:
+        return open_shared(load_settings("shared", settings=given), lambda rows: rows[:, 0] * 0.0)
+
+    monkeypatch.setenv("FRESHSCORE_SECRET", former)
+    scorer = opened()
+    scorer.observe(payment(1, SystemClock().now_ms()))
+    scorer.close()
+    monkeypatch.setenv("FRESHSCORE_SECRET", path.read_text("ascii").strip())
+    monkeypatch.setenv("FRESHSCORE_FORMER_SECRET", former)
+    scorer = opened()
+    waiting = threading.Event()
+    for _ in range(500):
+        if scorer.stats()["journal"]["taken_over"] or waiting.wait(0.02):
+            break
+    assert scorer.stats()["journal"]["taken_over"] == 1
+    assert scorer.stats()["journal"]["left_in_place"] == 0
     scorer.close()
