@@ -23,12 +23,13 @@ from freshscore.features.transaction import Transaction
 from freshscore.invalidation.control import EVERYTHING, Invalidation
 from freshscore.scoring import cache_layout
 from freshscore.scoring.decisions import Decision, unpacked
+from freshscore.scoring.exchanges import token_places
 from freshscore.scoring.near_reading import NearReading
 from freshscore.scoring.result import Result
 from tests.features.moving_slots import assign_slot
 from tests.laws.law_models import law_model
 from tests.laws.law_specifications import Scaled, shipped
-from tests.laws.worlds import DAY_MS, MONDAY_MS
+from tests.laws.worlds import DAY_MS, MONDAY_MS, SECRET
 from tests.scoring.shared_worlds import EPOCH, GivenLease, HeldWriter, SharedWorld
 from tests.servers.fixtures import OwnCluster, OwnRedis
 from tests.servers.redis_servers import RedisServer
@@ -358,6 +359,47 @@ def test_a_node_that_is_away_leaves_its_states_out_and_nothing_else(
         (("state unreachable",), (0,)),
         (("state unreachable",), (1,)),
     }
+    world.close()
+
+
+def test_an_entity_is_left_out_where_either_of_its_states_is_away(
+    cluster: Any, scaled: Scaled
+) -> None:
+    """While the secret is rotated: one of both states alone would look like fewer payments."""
+    secret = SECRET.successor(AT_MS - 6_500)
+    world = made(cluster.url, scaled, cluster=True, clock=SystemClock(), secret=secret)
+    names = [entity.name for entity in world.program.entities]
+    servers = cluster.primaries
+    ports = [one.port for one in servers]
+    n_tried = 0
+    for number in range(200):
+        entities = {"card": f"c-{number}", "merchant": f"m-{number}", "terminal": f"m-{number}"}
+        row = world.packed(Transaction("any", AT_MS, 1, "EUR", entities))
+        holders: list[set[int]] = []
+        for at in token_places(len(names), world.packer.others_at):
+            node = int(world.nodes.node_of_slot[slot_of(tag_of(row[at : at + 16]))])
+            holders.append({ports.index(world.nodes.topology.addresses[node][1])})
+        of_each = [holders[e] | holders[e + len(names)] for e in range(len(names))]
+        current = holders[1]
+        gone = (of_each[1] - of_each[0]) - (current if n_tried else set())
+        if not gone:
+            continue
+        for nth in range(5):
+            time_ms = AT_MS - 1_000 * (9 - nth)
+            world.observe(Transaction(f"b-{number}-{nth}", time_ms, 700, "EUR", entities))
+        asked = Transaction(f"asked-{number}", AT_MS, 777, "EUR", entities)
+        assert world.scorer.score(asked, as_of=AT_MS).degraded == ()
+        with stopped(servers[min(gone)]):
+            found = in_part(world, names[1], entities)
+            left = {name: value for name, value in entities.items() if name != names[1]}
+            alone = Transaction(found.transaction_id, AT_MS, 777, "EUR", left)
+            expected = world.embedded.scorer.score(alone, as_of=AT_MS)
+            assert same_bits(found.score, expected.score)
+        whole_again(world, f"whole-{number}", entities)
+        n_tried += 1
+        if n_tried == 2:
+            break
+    assert n_tried == 2
     world.close()
 
 
