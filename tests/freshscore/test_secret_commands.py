@@ -20,7 +20,13 @@ from freshscore.features.redis_door import Nodes
 from freshscore.features.specification import FeatureSpecification
 from freshscore.invalidation.assembling import open_consumer
 from freshscore.invalidation.sampling import sampled_states
-from tests.freshscore.shared_deployment import SECRET, SharedDeployment, now_ms, payment
+from tests.freshscore.shared_deployment import (
+    MERCHANTS,
+    SECRET,
+    SharedDeployment,
+    now_ms,
+    payment,
+)
 from tests.freshscore.stored_models import payments
 from tests.freshscore.test_near_scoring import until
 
@@ -208,7 +214,7 @@ def test_what_cannot_be_right_is_refused(
     assert "a rotation is under way" in capsys.readouterr().err
 
 
-def test_both_states_of_an_entity_are_shown_verified_and_invalidated(
+def test_both_states_of_an_entity_are_shown_verified_invalidated_and_forgotten(
     deployment: SharedDeployment,
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
@@ -233,6 +239,20 @@ def test_both_states_of_an_entity_are_shown_verified_and_invalidated(
     ended = deployment.figures("cache", "invalidate", "--entity", "card")
     assert ended["what"] == shown["token"]
     assert ended["former"] == shown["former"]["token"]
+    # A merchant that is folded under either token.
+    monkeypatch.setattr("freshscore.named_entity._asked", lambda part: MERCHANTS[0])
+    both = deployment.figures("entities", "show", "--entity", "merchant")
+    assert both["n_events"] == 3
+    assert both["former"]["n_tiles"] > 0
+    wait_until(since_ms + 2_100)
+    working = Working(deployment)
+    forgotten = deployment.figures("entities", "forget", "--entity", "merchant")
+    working.stop()
+    for order in (forgotten, forgotten["former"]):
+        assert order["is_carried_out"]
+    left = deployment.figures("entities", "show", "--entity", "merchant")
+    for state in (left, left["former"]):
+        assert (state["n_events"], state["n_tiles"]) == (0, 0)
 
 
 def _check_verified(deployment: SharedDeployment, since_ms: int) -> None:
