@@ -84,12 +84,16 @@ def claim_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) 
 
     Raises WrongSecret where states are under others, Unavailable.
     """
-    _settle(nodes, names, own, now_ms, begins=True)
-
-
-def announce_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) -> None:
-    """The same where states were begun; where there are none, nothing is noted."""
-    _settle(nodes, names, own, now_ms, begins=False)
+    for _ in range(_MOST_NOTES):
+        note = check_key(nodes, names, own, now_ms)
+        wanted = own.judged(note, now_ms)
+        if wanted == note:
+            return
+        key, said = names.control(KEY_ID), b"" if note is None else note.text
+        replace = command(b"EVAL", _REPLACE.encode(), b"1", key, said, wanted.text)
+        if note is None:
+            replace = command(b"SET", key, wanted.text, b"NX")
+        replies_to(nodes, [(CONTROL.encode(), replace)])
 
 
 def check_key(nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int) -> KeyNote | None:
@@ -113,19 +117,3 @@ def _noted(nodes: Nodes, names: RedisKeys) -> KeyNote | None:
     asked = command(b"GET", names.control(KEY_ID))
     (found,) = replies_to(nodes, [(CONTROL.encode(), asked)])
     return KeyNote.of(found)
-
-
-def _settle(
-    nodes: Nodes, names: RedisKeys, own: IdentifierKeys, now_ms: int, *, begins: bool
-) -> None:
-    """Check the notes, and note what should be noted instead."""
-    for _ in range(_MOST_NOTES):
-        note = check_key(nodes, names, own, now_ms)
-        wanted = own.judged(note, now_ms)
-        if wanted == note or (note is None and not begins):
-            return
-        key, said = names.control(KEY_ID), b"" if note is None else note.text
-        replace = command(b"EVAL", _REPLACE.encode(), b"1", key, said, wanted.text)
-        if note is None:
-            replace = command(b"SET", key, wanted.text, b"NX")
-        replies_to(nodes, [(CONTROL.encode(), replace)])

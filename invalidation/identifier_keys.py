@@ -4,11 +4,11 @@ The note is one key of the deployment: an id, or, once a rotation was announced,
 
     FORMER CURRENT SINCE    ids of both secrets, and from which event time on the second one holds
 
-Whoever starts first with both secrets announces the rotation, so early that all who run learn of it
-before it begins. From a lease and the skew before that on, a process that knows the former alone is
-refused, for it would take cards for new, and hash a payment from behind the instant wrongly; so is
-one that knows the current alone, until no window can begin before it. Each node's own note, beside
-its epoch, is of the keys that never rotate.
+The first consumer with both secrets announces the rotation, so early that all who run learn of it
+before it begins; scorers may write no such key. From a lease and the skew before that on, a process
+that knows the former alone is refused, for it would take cards for new, and hash a payment from
+behind the instant wrongly; so is one that knows the current alone, until no window can begin before
+it. Each node's own note, beside its epoch, is of the keys that never rotate.
 Rule: pure; what is noted here is judged, and what should be noted instead is said, never written.
 """
 

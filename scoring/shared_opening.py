@@ -21,7 +21,7 @@ from freshscore.features.redis_keys import RedisKeys
 from freshscore.features.specification import FeatureSpecification
 from freshscore.features.state_layout import state_fingerprints
 from freshscore.invalidation.control import Control, ListeningControl
-from freshscore.invalidation.deployment import announce_key, check_note
+from freshscore.invalidation.deployment import check_key, check_note
 from freshscore.invalidation.following import Follower
 from freshscore.invalidation.identifier_keys import IdentifierKeys
 from freshscore.invalidation.journal_limits import JournalLimits
@@ -54,7 +54,7 @@ def open_shared(
     try:
         names = RedisKeys(settings.redis.namespace, state_fingerprints(program))
         own = IdentifierKeys.of(settings, program, keys)
-        announce_key(nodes, names, own, SystemClock().now_ms())
+        check_key(nodes, names, own, SystemClock().now_ms())
         # While Kafka is away scores go on; a shadow's decisions go their own way.
         writer, journal = (None, None) if shadow else _log(settings, keys)
     except BaseException:

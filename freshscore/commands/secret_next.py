@@ -1,7 +1,7 @@
 """`freshscore secret next`: the successor of the identifier secret, in a file of its own.
 
-It is written, never shown; what it is for is in docs/shared.md. No server is asked: whoever starts
-first with both secrets announces the rotation.
+It is written, never shown; what it is for is in docs/shared.md. No server is asked: the first
+consumer that starts with both secrets announces the rotation.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     write_secret(successor, arguments.out)
     print(
         f"{arguments.out}: key {successor.key_id}, after key {secret.key_id}. Before it begins,"
-        " restart every process with FRESHSCORE_SECRET set to what the file holds, and"
-        " FRESHSCORE_FORMER_SECRET to the secret as it was"
+        " restart every process, a consumer first, with FRESHSCORE_SECRET set to what the file"
+        " holds, and FRESHSCORE_FORMER_SECRET to the secret as it was"
     )
     figures = {
         "key_id": successor.key_id,

@@ -149,6 +149,8 @@ def test_processes_are_restarted_one_by_one_and_no_answer_is_wrong(
         with pytest.raises(WrongSecret, match="FRESHSCORE_FORMER_SECRET is needed"):
             Scorer.open("shared", settings=deployment.given, model=told.model)
         monkeypatch.setenv("FRESHSCORE_FORMER_SECRET", SECRET)
+        second = Working(deployment)
+        until(lambda: deployment.figures("secret", "status", code=1)["noted"].count(" ") == 2)
         with told.scorer() as new:
             assert deployment.figures("secret", "status", code=1)["is_former_needed"]
             assert told.is_seen(old, before)
@@ -159,7 +161,6 @@ def test_processes_are_restarted_one_by_one_and_no_answer_is_wrong(
             assert now_ms() < since_ms - 1_000 * SKEW_S
             with pytest.raises(WrongSecret, match="a rotation has begun"):
                 until(lambda: not told.is_seen(old, before))
-            second = Working(deployment)
             wait_until(since_ms - 1_000 * SKEW_S + 100)
             new.observe(told.new(since_ms + 1))
             assert told.is_seen(new, after)

@@ -28,7 +28,7 @@ BEFORE_MS = SINCE_MS - 100_000
     [
         (OLD, None, BEFORE_MS, NOTED_OLD),
         (OLD, NOTED_OLD, BEFORE_MS, NOTED_OLD),
-        # Whoever has both announces; two leases and the skew before it begins at the latest.
+        # Who has both announces, two leases and the skew before it begins at the latest.
         (BOTH, NOTED_OLD, BEFORE_MS, ROTATING),
         (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS - SKEW_MS, ROTATING),
         # Until a lease and the skew before that, those that are still to be restarted go on.
