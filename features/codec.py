@@ -124,7 +124,7 @@ def decode(
     if not state.closed_below_ms:
         return state
     if past and state.deferred:
-        state = _with_deferred(state, past, Stretch(layout.width))
+        state = _with_deferred(state, past, np.empty(0, np.int64))
     return _with_past(_with_count(state), past or {}, own)
 
 
@@ -164,6 +164,7 @@ def compacted(
     if state.closed_below_ms:
         state = _with_past(_with_count(state), past or {}, None)
     fold_ms = min(fold_below_ms, _oldest_unanswered(state, past or {}))
+    before = state.records
     state = _within_lines(state, forget_below_ms, fold_ms, summarise_below_ms)
     state = msgspec.structs.replace(state, generation=state.generation + 1, nonce=nonce)
     gone = Stretch(layout.width)
@@ -172,7 +173,9 @@ def compacted(
     if state.deferred:
         # What is new among it is no tile's before it has been a record: then a bucket that names
         # it never names what nobody counts. What was a record until now is not new.
-        state = _with_deferred(state, past or {}, gone)
+        forgotten = _events_of(before.words[: before.n - state.records.n])
+        counted = np.concatenate([gone.words[:, 0], forgotten[:, 0]])
+        state = _with_deferred(state, past or {}, counted)
     kept = _with_checks(_still_asked_for(gone, state), layout)
     return Compaction(encode(state) + state.deferred, kept, state.folded_below_ms)
 
@@ -353,15 +356,20 @@ def _stretch(words: NDArray[np.int64], layout: StateLayout) -> Stretch:
     return Stretch(layout.width, words.tobytes(), 0, len(words))
 
 
-def _with_deferred(state: DecodedState, past: Past, folded_now: Stretch) -> DecodedState:
+def _events_of(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    return words[words[:, rec.TIME // 8] >> 14 & 3 == rec.EVENT]
+
+
+def _with_deferred(state: DecodedState, past: Past, counted: NDArray[np.int64]) -> DecodedState:
     """The state with those deferred events that no bucket of `past` has; the others are gone.
 
-    Those of other buckets stay deferred. folded_now: events that no bucket has yet.
+    Those of other buckets stay deferred. counted: identities of events that have
+    just been folded or forgotten, which no bucket has.
     """
     layout = state.layout
     words = np.frombuffer(state.deferred, np.int64).reshape(-1, layout.width // 8)
     is_asked = np.isin(buckets_of(words[:, 0]), [*past])
-    known = np.concatenate([_past_events(past, layout)[:, 0], folded_now.words[:, 0]])
+    known = np.concatenate([_past_events(past, layout)[:, 0], counted])
     new = _stretch(words[is_asked & ~np.isin(words[:, 0], known)], layout)
     records, version = _union(state, new, 0)
     left = words[~is_asked].tobytes()

@@ -356,6 +356,28 @@ def test_a_repetition_of_what_the_same_compaction_folds_counts_once(
     assert (state.records.n, state.tiles.n) == (0, 1)
 
 
+@pytest.mark.parametrize("entity", [MERCHANT, TERMINAL])
+def test_a_repetition_of_what_the_same_compaction_forgets_counts_once(
+    ground: Ground, entity: int
+) -> None:
+    """A late event became a record and came again; both lie before what the next one forgets."""
+    log, line_ms = Log(ground, entity), NOON_MS + 1
+    late = Payment(1, NOON_MS, 7)
+    log.append(Payment(0, NOON_MS, 100))
+    log.compact(0, early_ms=line_ms)
+    log.append(late)
+    log.compact(0, early_ms=line_ms)
+    log.append(late)
+    held = decode(log.blob, log.layout)
+    assert held.deferred
+    nothing = dict.fromkeys(codec.buckets_of_state(held), b"")
+    lines = {"forget_below_ms": line_ms, "fold_below_ms": line_ms}
+    short = compacted(log.blob, log.layout, nonce=1, past=nothing, **lines).state
+    state = decode(short, log.layout)
+    assert state.version == held.version
+    assert (state.records.n, state.deferred) == (0, b"")
+
+
 @given(data=st.data(), entity=st.sampled_from((MERCHANT, TERMINAL)))
 @settings(max_examples=60)
 def test_folding_at_any_time_changes_no_value(
