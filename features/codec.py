@@ -357,7 +357,8 @@ def _stretch(words: NDArray[np.int64], layout: StateLayout) -> Stretch:
 
 
 def _events_of(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    return words[words[:, rec.TIME // 8] >> 14 & 3 == rec.EVENT]
+    found: NDArray[np.int64] = words[words[:, rec.TIME // 8] >> 14 & 3 == rec.EVENT]
+    return found
 
 
 def _with_deferred(state: DecodedState, past: Past, counted: NDArray[np.int64]) -> DecodedState:
