@@ -104,6 +104,13 @@ class _Bucket(msgspec.Struct, frozen=True):
     line_ms: int
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    """The buckets that may have doubled by what was kept, and the last of all with its length."""
+
+    grown: tuple[_Bucket, ...] = ()
+    last: tuple[_Bucket, int] | None = None
+
+
 class Compactor:
     """Compacts the states of one store; any number may work beside each other and beside writers.
 
@@ -199,33 +206,31 @@ class Compactor:
                 counted[DAMAGED] += 1
         full: list[_Work] = []
         swaps: list[Tagged] = []
-        grown: list[list[_Bucket]] = []
+        several: list[_Kept] = []
         for one, done in made:
-            buckets, problem = self._keep(one, done, lines)
+            kept, problem = self._keep(one, done, lines)
             if problem == OVERTAKEN:
                 counted[OVERTAKEN] += 1
                 continue
             if problem == FULL:
                 full.append(one)
-                self._compact_buckets(buckets, only_due=False)
+                self._compact_buckets(kept.grown, only_due=False)
                 continue
             key = self._store.reading.state_key(one.entity, one.token)
-            swaps.append(self._swap_command(one.token, key, one.blob, done.state))
-            grown.append(buckets)
-        for buckets, reply in zip(grown, replies_to(self._store.nodes, swaps), strict=True):
+            swaps.append(self._swap_command(one.token, key, one.blob, done.state, kept.last))
+            several.append(kept)
+        for kept, reply in zip(several, replies_to(self._store.nodes, swaps), strict=True):
             counted[SWAPPED if reply else OVERTAKEN] += 1
             if reply:
-                self._compact_buckets(buckets)
+                self._compact_buckets(kept.grown)
         counted += Counter({FULL: len(full)})
         for one in full:
             kept_ms = 0 if self._store.maker.layouts[one.entity].reads_facts else lines.fold_ms
             plain = msgspec.structs.replace(one, early_ms=0)
             self._replace([plain], counted, _Lines(lines.forget_ms, kept_ms))
 
-    def _keep(
-        self, one: _Work, done: Compaction, lines: _Lines
-    ) -> tuple[list[_Bucket], str | None]:
-        """Append folded events to their buckets, and those of these that may have doubled.
+    def _keep(self, one: _Work, done: Compaction, lines: _Lines) -> tuple[_Kept, str | None]:
+        """Append folded events to their buckets.
 
         FULL where that would be too much, with all buckets concerned; OVERTAKEN where the state was
         compacted or erased meanwhile.
@@ -237,16 +242,17 @@ class Compactor:
         asked = [*self._keep_commands(one, buckets, [*added.values()])]
         replies = replies_to(self._store.nodes, asked)
         if _OTHER_STATE in replies:
-            return [], OVERTAKEN
+            return _Kept(), OVERTAKEN
         if not all(replies):
-            return buckets, FULL
+            return _Kept(tuple(buckets)), FULL
         lengths = [length for reply in replies for length in reply]
         grown = [
             bucket
             for bucket, records, length in zip(buckets, added.values(), lengths, strict=True)
             if crossed(length - len(records), length, layout.width, self._compact_records)
         ]
-        return grown, None
+        last = (buckets[-1], int(lengths[-1])) if buckets else None
+        return _Kept(tuple(grown), last), None
 
     def _keep_commands(
         self, one: _Work, buckets: Sequence[_Bucket], records: Sequence[bytes]
@@ -262,10 +268,22 @@ class Compactor:
             asked = command(b"EVALSHA", KEEP.digest, b"%d" % len(keys), *keys, *given)
             yield tag_of(one.token), asked
 
-    def _swap_command(self, token: bytes, key: bytes, held: bytes, state: bytes) -> Tagged:
+    def _swap_command(
+        self,
+        token: bytes,
+        key: bytes,
+        held: bytes,
+        state: bytes,
+        last: tuple[_Bucket, int] | None = None,
+    ) -> Tagged:
         digest = hashlib.sha1(held, usedforsecurity=False).hexdigest().encode()
-        given = [b"%d" % len(held), digest, state, b"%d" % self._store.ttl_s]
-        return tag_of(token), command(b"EVALSHA", SWAP.digest, b"1", key, *given)
+        keys, given = [key], [b"%d" % len(held), digest, state, b"%d" % self._store.ttl_s]
+        if last is not None:
+            # A failover may have lost what was kept, and not the state. What was written is lost
+            # from its end on, so where the last of it is, all is.
+            keys.append(self._key_of(last[0]))
+            given.append(b"%d" % last[1])
+        return tag_of(token), command(b"EVALSHA", SWAP.digest, b"%d" % len(keys), *keys, *given)
 
     def _compact_buckets(self, buckets: Sequence[_Bucket], *, only_due: bool = True) -> None:
         """Sort and forget what was folded, where it has doubled; a state by itself."""

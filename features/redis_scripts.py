@@ -11,8 +11,9 @@ KEEP      KEYS state, buckets; ARGV how the state begins, seconds to live, the m
           anything.
 DROP      KEYS state, buckets; ARGV how the state begins: removes the buckets. 0: it begins
           otherwise by now, so that they may be about what it has folded since; nothing was done.
-SWAP      KEYS state; ARGV length and SHA-1 of the replaced prefix, what comes instead, seconds to
-          live: swaps a compacted state in, keeping what was appended since.
+SWAP      KEYS state, and the bucket that was appended to last, if any; ARGV length and SHA-1 of the
+          replaced prefix, what comes instead, seconds to live, least length of that bucket: swaps a
+          compacted state in, keeping what was appended since. 0: something else is there by now.
 
 All keys of a call have one hash tag, so it runs on any cluster; the largest work is one digest of
 one state. Numbers are compared as numbers, which Lua keeps exactly up to 2^53.
@@ -132,6 +133,7 @@ SWAP: Final = Script(
 local held, length = redis.call('GET', KEYS[1]), tonumber(ARGV[1])
 if not held or #held < length then return 0 end
 if redis.sha1hex(string.sub(held, 1, length)) ~= ARGV[2] then return 0 end
+if KEYS[2] and redis.call('STRLEN', KEYS[2]) < tonumber(ARGV[5]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[3] .. string.sub(held, length + 1), 'EX', ARGV[4])
 return 1
 """

@@ -124,6 +124,8 @@ def _swap(call: Call, keys: Sequence[bytes], given: Sequence[bytes]) -> Any:
     held, length = call(b"GET", keys[0]), int(given[0])
     if held is None or len(held) < length or digest_of(held[:length]) != given[1]:
         return 0
+    if len(keys) > 1 and call(b"STRLEN", keys[1]) < int(given[4]):
+        return 0
     call(b"SET", keys[0], given[2] + held[length:], b"EX", given[3])
     return 1
 

@@ -11,7 +11,7 @@ import pytest
 from freshscore.config.errors import DamagedState, Unavailable, WrongSecret
 from freshscore.features import past_events, redis_compaction, tables
 from freshscore.features.codec import decode
-from freshscore.features.past_events import bucket_of_identity
+from freshscore.features.past_events import BUCKETS, bucket_of_identity
 from freshscore.features.program import compiled
 from freshscore.features.redis_commands import Tagged, replies_to
 from freshscore.features.redis_compaction import (
@@ -28,7 +28,7 @@ from freshscore.features.redis_door import Nodes, Reply, command
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_progress import topic_digest
 from freshscore.features.redis_reading import STATE_DAMAGED, STATE_LOST
-from freshscore.features.redis_scripts import PROGRESS, SWAP
+from freshscore.features.redis_scripts import KEEP, PROGRESS, SWAP
 from freshscore.features.redis_store import RedisStore
 from freshscore.features.request_store import RequestStore
 from freshscore.features.specification import FeatureSpecification
@@ -79,6 +79,17 @@ def ask(place: RedisPlace, payment: Payment, entity: int, *parts: bytes) -> Repl
 
 def wanted(place: RedisPlace, payment: Payment, entity: int) -> list[tuple[int, bytes]]:
     return [(entity, place.ground.token(payment, entity))]
+
+
+def kept_in(place: RedisPlace, token: bytes) -> list[int]:
+    """The numbers of a merchant's buckets that hold something."""
+    reading = place.open().reading
+    asked = [
+        (tag_of(token), command(b"STRLEN", reading.past_key(MERCHANT, token, number)))
+        for number in range(BUCKETS)
+    ]
+    lengths = replies_to(place.nodes, asked)
+    return [number for number, length in enumerate(lengths) if length]
 
 
 def some(n: int, first: int = 0) -> list[Payment]:
@@ -451,6 +462,42 @@ def test_a_crash_between_keeping_and_swapping_loses_and_doubles_nothing(
                 mine = store.features(row, now_ms + 1)
                 assert mine.tobytes() == memory.features(row, now_ms + 1).tobytes()
             compactor.compact(target, now_ms=now_ms, only_due=False)
+
+
+def test_what_was_kept_and_lost_by_a_failover_is_not_swapped_in(
+    ground: Ground, tiny: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that lacks the last of the appends takes over before the swap."""
+    place = RedisPlace(ground, tiny)
+    store, memory = place.open(), ground.store()
+    compactor = Compactor(store)
+    target = wanted(place, Payment(0, NOON_MS), MERCHANT)
+    events = some(40)
+    observe(place, *events)
+    for one in events:
+        ground.apply(memory, one)
+    now_ms = events[-1].time_ms
+    lost: list[bytes] = []
+
+    def failing_over(nodes: Nodes, commands: list[Tagged]) -> list[Reply]:
+        replies = replies_to(nodes, commands)
+        if not lost and any(KEEP.digest in one[1] for one in commands):
+            token = target[0][1]
+            last = kept_in(place, token)[-1]
+            key = store.reading.past_key(MERCHANT, token, last)
+            lost.append(key)
+            replies_to(nodes, [(tag_of(token), command(b"UNLINK", key))])
+        return replies
+
+    with monkeypatch.context() as patched:
+        patched.setattr(redis_compaction, "replies_to", failing_over)
+        assert compactor.compact(target, now_ms=now_ms, only_due=False) == {OVERTAKEN: 1}
+    assert lost
+    assert compactor.compact(target, now_ms=now_ms) == {SWAPPED: 1}
+    observe(place, *events)
+    compactor.compact(target, now_ms=now_ms, only_due=False)
+    asked = ground.row(Payment(9_999, now_ms + 1))
+    assert store.versions(asked)[MERCHANT] == memory.versions(asked)[MERCHANT]
 
 
 def test_no_more_is_folded_early_than_a_bucket_can_keep(ground: Ground, narrow: Nodes) -> None:

@@ -87,7 +87,10 @@ class _Calls:
         if chance.random() < 0.2:
             digest = hashlib.sha1(b"another").hexdigest().encode()
         given = (b"%d" % len(prefix), digest, chance.randbytes(8), b"1000")
-        return (b"EVALSHA", SWAP.digest, b"1", state, *given)
+        if chance.random() < 0.5:
+            return (b"EVALSHA", SWAP.digest, b"1", state, *given)
+        last = (b"%d" % chance.choice((9, 18)),)
+        return (b"EVALSHA", SWAP.digest, b"2", state, state + b":p0", *given, *last)
 
     def keep(self) -> tuple[bytes, ...]:
         keys, beginning = self.buckets()
