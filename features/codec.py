@@ -364,8 +364,8 @@ def _events_of(words: NDArray[np.int64]) -> NDArray[np.int64]:
 def _with_deferred(state: DecodedState, past: Past, counted: NDArray[np.int64]) -> DecodedState:
     """The state with those deferred events that no bucket of `past` has; the others are gone.
 
-    Those of other buckets stay deferred. counted: identities of events that have
-    just been folded or forgotten, which no bucket has.
+    Those of other buckets stay deferred. counted: identities of events that have just been folded
+    or forgotten, which no bucket has.
     """
     layout = state.layout
     words = np.frombuffer(state.deferred, np.int64).reshape(-1, layout.width // 8)

@@ -9,13 +9,15 @@ import random
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from freshscore.config.errors import AsOfTooOld
 from freshscore.config.secret import Secret
 from freshscore.features import codec
 from freshscore.features.codec import decode
-from freshscore.features.decoded_state import DecodedState, Stretch
+from freshscore.features.decoded_state import DecodedState
 from freshscore.features.packing import Keys, Packer
 from freshscore.features.past_events import Past
 from freshscore.features.specification import FeatureSpecification
@@ -239,10 +241,10 @@ def test_canary_repetitions_count_where_nobody_looks_for_them(
     events = codec._past_events
     asked = codec._with_deferred
 
-    def blind(state: DecodedState, past: Past, folded_now: Stretch) -> DecodedState:
+    def blind(state: DecodedState, past: Past, counted: NDArray[np.int64]) -> DecodedState:
         with monkeypatch.context() as patched:
             patched.setattr(codec, "_past_events", lambda _, layout: events({}, layout))
-            return asked(state, past, folded_now)
+            return asked(state, past, counted)
 
     monkeypatch.setattr(codec, "_with_deferred", blind)
     with pytest.raises(AssertionError):
