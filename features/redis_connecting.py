@@ -65,7 +65,7 @@ class Connecting:
         """A socket on which the user is known and the scripts are loaded, within `limit_s`."""
         ends_s = clock.monotonic_s() + limit_s
         given = dict(self._given) | {"password": _shown(self.settings.password)}
-        with _translated(_OF_SERVER):
+        with _translated(_OF_SERVER, address, limit_s):
             connection = self._made(given, address, limit_s, partial(_shake_hands, ends_s, clock))
             try:
                 for script in SCRIPTS:
@@ -87,7 +87,7 @@ class Connecting:
             "password": _shown(settings.sentinel_password),
             "db": 0,
         }
-        with _translated(_OF_SENTINEL):
+        with _translated(_OF_SENTINEL, address, limit_s):
             shake_hands = partial(_shake_hands, ends_s, clock)
             return _socket_of(self._made(given, address, limit_s, shake_hands))
 
@@ -122,7 +122,7 @@ class Connecting:
 
 
 @contextmanager
-def _translated(whose: str) -> Iterator[None]:
+def _translated(whose: str, address: Address, limit_s: float) -> Iterator[None]:
     """Raise errors of the library as Unavailable or SettingsError."""
     try:
         yield
@@ -137,12 +137,12 @@ def _translated(whose: str) -> Iterator[None]:
             raise SettingsError(
                 "what redis.url names is a Sentinel: redis+sentinel://SENTINEL:26379/PRIMARY"
             ) from problem
-        raise _of_trouble(problem) from problem
+        raise _of_trouble(problem, address, limit_s) from problem
     except (redis.RedisError, OSError) as problem:
-        raise _of_trouble(problem) from problem
+        raise _of_trouble(problem, address, limit_s) from problem
 
 
-def _of_trouble(problem: BaseException) -> FreshscoreError:
+def _of_trouble(problem: BaseException, address: Address, limit_s: float) -> FreshscoreError:
     """What the library's error is for a user; the one of TLS behind it, where there is one."""
     tls = tls_problem_of(problem)
     if isinstance(tls, ssl.SSLCertVerificationError):
@@ -155,6 +155,9 @@ def _of_trouble(problem: BaseException) -> FreshscoreError:
             f"Redis ends TLS: {tls}; if it wants to see a certificate:"
             " ssl_certfile and ssl_keyfile in redis.url"
         )
+    if isinstance(problem, (redis.TimeoutError, TimeoutError)):
+        (host, port), limit_ms = address, max(0.0, 1_000.0 * limit_s)
+        return Unavailable(f"Redis at {host}:{port}: no connection within {limit_ms:.0f} ms")
     return Unavailable(f"Redis: {problem}")
 
 

@@ -281,6 +281,14 @@ def test_nobody_there_is_unavailable() -> None:
             Nodes.open(redis_settings(url, timeout_ms=200))
 
 
+def test_a_server_that_takes_connections_and_says_nothing_is_named_with_the_limit() -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        port = silent.getsockname()[1]
+        said = f"Redis at {LOOPBACK}:{port}: no connection within [12]?[0-9]?[0-9] ms"
+        with pytest.raises(Unavailable, match=said):
+            Nodes.open(redis_settings(f"redis://{LOOPBACK}:{port}/0", timeout_ms=200))
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
