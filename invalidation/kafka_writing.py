@@ -65,7 +65,7 @@ class LogWriter:
                 with suppress(kafka.errors.KafkaError, RuntimeError):
                     producer.partitions_for(topic)
             if self._closed.is_set():
-                producer.close(timeout=0)
+                _close(producer, 0.0)
             return
 
     def send(
@@ -129,8 +129,13 @@ class LogWriter:
         """Send what is left, for `timeout_s` at most."""
         self._closed.set()
         if self._producer is not None:
-            with suppress(kafka.errors.KafkaError):
-                self._producer.close(timeout=timeout_s)
+            _close(self._producer, timeout_s)
+
+
+def _close(producer: Any, timeout_s: float) -> None:
+    # It raises where something was not sent by then.
+    with suppress(kafka.errors.KafkaError):
+        producer.close(timeout=timeout_s)
 
 
 def _producer(settings: KafkaSettings) -> Any:

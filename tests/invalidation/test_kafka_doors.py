@@ -11,10 +11,12 @@ from typing import Any
 
 import kafka as client
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from freshscore.config.clock import SystemClock
 from freshscore.config.errors import SettingsError, Unavailable
 from freshscore.config.settings import KafkaSettings
+from freshscore.invalidation import kafka_writing
 from freshscore.invalidation.delivery import Delivered
 from freshscore.invalidation.kafka_admin import LogAdmin
 from freshscore.invalidation.kafka_batches import Fetched, is_fetched
@@ -296,6 +298,40 @@ def _wait_until(holds: Callable[[], bool]) -> None:
             return
         waiting.wait(0.02)
     raise AssertionError("it did not come to hold")
+
+
+class _Unsent:
+    """A client that is asked about topics until it is closed, and cannot send what it holds."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.n_closed = 0
+
+    def partitions_for(self, topic: str) -> None:
+        self.asked.set()
+        self.go_on.wait(10.0)
+
+    def close(self, timeout: float) -> None:
+        self.n_closed += 1
+        raise KafkaTimeoutError("Timeout waiting for future")
+
+
+def test_a_writer_that_is_closed_while_it_connects_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = _Unsent()
+    loud: list[object] = []
+    monkeypatch.setattr(kafka_writing, "_producer", lambda settings: client)
+    monkeypatch.setattr(threading, "excepthook", loud.append)
+    writer = LogWriter(KafkaSettings(), wait=False)
+    assert client.asked.wait(10.0)
+    writer.close(0.0)
+    client.go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "freshscore-log":
+            thread.join(10.0)
+    assert client.n_closed == 2
+    assert not loud
 
 
 def test_a_writer_that_does_not_wait_takes_nothing_until_it_is_connected(
