@@ -30,7 +30,7 @@ _MOST_TRIES: Final = 100
 # Keys that one script removes, 0.1 ms.
 _AT_ONCE: Final = 512
 # No state begins so: whoever reads it finds it damaged, as it was.
-_DAMAGED: Final = b"erased, and damaged before"
+DAMAGED_AND_ERASED: Final = b"erased, and damaged before"
 
 
 class Eraser:
@@ -61,7 +61,7 @@ class Eraser:
             layout = self._store.maker.layouts[entity]
             left = erased(held or b"", layout, below_ms=below_ms, nonce=self._nonce())
         except DamagedState:
-            left = _DAMAGED
+            left = DAMAGED_AND_ERASED
         if held is None:
             begun = self._asked(wanted, command(b"SET", key, left, b"NX", b"EX", life_s))
             return None if begun is None else left

@@ -22,6 +22,7 @@ from freshscore.features.packing import Packer
 from freshscore.features.program import Program, compiled
 from freshscore.features.reading_decoded import DecodedReader
 from freshscore.features.redis_commands import replies_to
+from freshscore.features.redis_erasing import DAMAGED_AND_ERASED
 from freshscore.features.redis_keys import tag_of
 from freshscore.features.redis_lines import command
 from freshscore.features.redis_progress import Progress, progress_of
@@ -49,7 +50,8 @@ class RecordView(msgspec.Struct, frozen=True):
 class EntityView(msgspec.Struct, frozen=True):
     """The state of one entity; the numbers are 0, and the version None, where there is none.
 
-    problem: "state lost" or "state damaged"; then nothing else is known of it but its bytes.
+    problem: "state lost" or "state damaged"; then nothing else is known of it but its bytes, and
+    whether it is damaged because nothing was left of a damaged one (is_erased).
     n_bytes, n_past_bytes: of the state, and of what was folded of it. life_s: until it ends, None
     where there is none. complete_since_ms: 0 for unknown. fold_ms: F. early_ms: S, 0 for none.
     forgotten_below_ms: nothing before it is left; is_erased: by an order. n_appended: records since
@@ -134,7 +136,8 @@ def read_entity(
             blob, past = reading.whole(entity, token)
             state = decode(blob, layout, past) if blob else None
     except DamagedState:
-        return msgspec.structs.replace(view, problem=STATE_DAMAGED), None
+        is_erased = blob == DAMAGED_AND_ERASED
+        return msgspec.structs.replace(view, problem=STATE_DAMAGED, is_erased=is_erased), None
     if progress is None:
         return msgspec.structs.replace(view, problem=STATE_LOST), None
     return _described(view, progress, state), state

@@ -85,7 +85,8 @@ def _is_seen(deployment: Deployment, state: Wanted, below_ms: int) -> bool:
     ends_s = clock.monotonic_s() + deployment.settings.kafka.request_timeout_s
     while True:
         view, _ = read_entity(deployment, *state)
-        if view.forgotten_below_ms >= below_ms:
+        # One that was damaged before cannot say up to when, but that there is nothing left.
+        if view.forgotten_below_ms >= below_ms or (view.problem and view.is_erased):
             return True
         if clock.monotonic_s() > ends_s:
             return False

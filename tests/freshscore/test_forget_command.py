@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from freshscore import Result, Scorer
-from freshscore.features.redis_commands import remove_namespace
+from freshscore.features.redis_commands import remove_namespace, replies_to
+from freshscore.features.redis_keys import tag_of
+from freshscore.features.redis_lines import command
 from tests.freshscore.shared_deployment import (
     CARDS,
     MERCHANTS,
@@ -96,6 +98,23 @@ def test_the_order_waits_for_a_consumer(
     deployment.consume()
     assert shown(deployment, found["token"])["n_events"] == 0
     assert deployment.run("verify", "--sample", "100") == 0
+
+
+def test_a_damaged_state_is_erased_and_stays_damaged(
+    deployment: SharedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.send(recent(12))
+    deployment.consume()
+    with deployment.opened() as found:
+        token = deployment.token(found, "card", CARDS[1])
+        key = found.store.reading.state_key(0, token)
+        torn = command(b"APPEND", key, b"torn")
+        assert all(replies_to(found.nodes, [(tag_of(token), torn)]))
+    with consuming(deployment):
+        assert forget(deployment, monkeypatch, CARDS[1])["is_carried_out"]
+    card = shown(deployment, token.hex(), code=1)
+    assert (card["problem"], card["is_erased"]) == ("state damaged", True)
+    assert scored(deployment, 1).degraded == ("state damaged",)
 
 
 def test_a_scorer_with_near_states_forgets_too(
