@@ -104,11 +104,21 @@ def _run(words: list[str]) -> int:
     )
     module.add_arguments(parser)
     add_shared_arguments(parser)
-    arguments = parser.parse_args(words[len(name.split()) :])
+    arguments, others = parser.parse_known_args(words[len(name.split()) :])
+    if others:
+        parser.error(_unrecognized(others))
     check_destinations(arguments)
     with clients_of_servers():
         code: int = module.run(arguments)
     return code
+
+
+def _unrecognized(words: Sequence[str]) -> str:
+    """What is wrong with words that no option takes; one may be an identifier, given by mistake."""
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    n_others = len(words) - len(options)
+    others = [f"{n_others} that are no options, not shown here"] if n_others else []
+    return f"unrecognized arguments: {', '.join(options + others)}"
 
 
 def module_of(name: str) -> str:

@@ -111,6 +111,18 @@ def test_wrong_options_exit_with_2(words: list[str]) -> None:
     assert ended.value.code == 2
 
 
+def test_a_word_that_no_option_takes_may_be_an_identifier_and_is_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["entities", "forget", "--entity", "card", "4111-1111", "--crad=4222-2222", "--bad"]
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --crad, --bad, 1 that are no options" in said
+    assert "4111" not in said
+    assert "4222" not in said
+
+
 def test_near_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["settings", "shwo"])
     cli.main(["setings", "show"])
