@@ -138,7 +138,9 @@ class IdentifierKeys:
             raise WrongSecret(
                 f"key {self.key_id} holds from {self.since_ms} on, and was not announced before"
                 f" (it is {now_ms}): processes with the former alone could not learn of it. Make"
-                " another successor that begins later, with `freshscore secret next`"
+                " another successor that begins later, with `freshscore secret next`; or, if it has"
+                " begun and Redis was restored from a backup of before: docs/shared.md, Backup and"
+                " restore"
             )
         return self._own(now_ms)
 
