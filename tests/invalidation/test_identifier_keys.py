@@ -77,7 +77,7 @@ def test_what_is_allowed_and_noted(
         (OLD, ROTATING, END_MS, "a rotation has begun that this process does not"),
         (OLD, NOTED_NEW, END_MS, "under identifier key bbbbbbbb"),
         (BOTH, NOTED_OLD, SINCE_MS - 2 * LEASE_MS - SKEW_MS + 1, "was not announced before"),
-        (BOTH, NOTED_OLD, END_MS, "was not announced before"),
+        (BOTH, NOTED_OLD, END_MS, "was not announced before.*restored from a backup"),
         (NEW, NOTED_NEW, END_MS - 1, "FRESHSCORE_FORMER_SECRET is needed until then"),
         (NEW, ROTATING, SINCE_MS, "FRESHSCORE_FORMER_SECRET is needed until then"),
         (NEW, None, BEFORE_MS, "FRESHSCORE_FORMER_SECRET is needed until then"),
