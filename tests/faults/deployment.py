@@ -206,7 +206,7 @@ class Deployment(Ground):
             "kafka.max_poll_records": 200,
             "kafka.max_message_bytes": self.max_message_bytes,
             "kafka.clock_error_ms": 200,
-            "kafka.request_timeout_s": 5,
+            "kafka.request_timeout_s": 10,
             "redis.url": redis.url,
             "redis.cluster": isinstance(redis, RedisCluster),
             "redis.namespace": name,

@@ -254,7 +254,8 @@ def flushed_never(patch: Patch) -> Change:
 
 def folded_without_a_trace(patch: Patch) -> Change:
     """What is folded early is in no bucket."""
-    patch.setattr(Compactor, "_keep", lambda self, one, done, lines: ([], None))
+    kept = redis_compaction._Kept()
+    patch.setattr(Compactor, "_keep", lambda self, one, done, lines: (kept, None))
     return _nothing
 
 
