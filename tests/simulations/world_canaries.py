@@ -33,7 +33,7 @@ import pytest
 from numpy.typing import NDArray
 
 from freshscore.features import near_ring as g
-from freshscore.features import redis_topology
+from freshscore.features import redis_compaction, redis_topology
 from freshscore.features import tables as t
 from freshscore.features.near_states import NearStates
 from freshscore.features.redis_compaction import Compactor
