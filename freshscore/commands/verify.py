@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from datetime import UTC, datetime
 
 from freshscore.arguments import seed, settings_of
 
@@ -53,10 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
         states = verify_states(deployment, wanted, n)
         scores = verify_scores(deployment, Registry.of(settings.store.path), n)
     verdicts = Counter((one.entity, one.verdict) for one in states.findings)
+    # "equal" says nothing of a state of which the log holds nothing: so it is said of how much.
+    records: Counter[tuple[str, str]] = Counter()
+    for one in states.findings:
+        records[one.entity, one.verdict] += one.n_of_log
     print_table(
-        ["states of", "compared with the log", "states"],
-        [(*which, count) for which, count in sorted(verdicts.items())],
+        ["states of", "compared with the log", "states", "records of the log, not folded"],
+        [(*which, count, records[which]) for which, count in sorted(verdicts.items())],
     )
+    if states.line_ms:
+        line = datetime.fromtimestamp(states.line_ms / 1_000, UTC)
+        print(
+            f"compared: what happened from {line.isoformat(' ', 'milliseconds')} on; of what was"
+            " before, or came with a backfill, the log cannot tell"
+        )
     if states.n_letters_left_out:
         print(
             f"{states.n_letters_left_out:,} dead letters are more than fit and were left out: what"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -127,13 +128,21 @@ def test_a_stream_that_runs_makes_no_difference(deployment: SharedDeployment) ->
 
 
 def test_with_a_backfill_the_log_is_compared_from_the_cut_over_on(
-    deployment: SharedDeployment, redis_server: RedisServer
+    deployment: SharedDeployment, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     streamed = recent(30)
     deployment.send(streamed)
     deployment.consume()
     path = file_of(deployment, past(200, streamed[0]["time"] - 1_000))
     deployment.figures("backfill", "--data", path)
+    capsys.readouterr()
+    # The log has nothing since the cut-over, and "equal" does not hide it.
+    before = deployment.figures("verify")["states"]["findings"]
+    assert sum(one["n_of_log"] for one in before) == 0
+    said = capsys.readouterr().out
+    rows = re.findall(r"^(card|merchant) +equal +(\d+) +(\d+) *$", said, re.M)
+    assert rows == [("card", "6", "0"), ("merchant", "2", "0")]
+    assert "compared: what happened from 20" in said
     # A little early, so that they are later than the cut-over that was just made.
     deployment.send(recent(30, first=30, until_ms=now_ms() + 45_000))
     deployment.consume()
