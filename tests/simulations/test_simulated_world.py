@@ -1,6 +1,7 @@
 """Simulated worlds keep the laws; with any protection taken out they break one.
 
 A run of worlds says the first seed that fails, and where: `python -m pytest ... --seed N` explores.
+What it says first is a row of `REGRESSIONS`; there it is repeated alone, and stays.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import functools
 import itertools
 import logging
 import random
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -86,16 +88,18 @@ def _run(
     *,
     n_surveyed: int | None = None,
 ) -> SimulatedWorld:
-    """Run one world; what it raises begins with its seed."""
+    """Run one world; a failure begins with the line that joins `REGRESSIONS`, which repeats it."""
+    world = SimulatedWorld(random.Random(seed), _ground(kind))
+    if n_surveyed is not None:
+        world.n_surveyed = n_surveyed
+    row = (seed, kind, n_scores, n_acts, world.n_surveyed)
     try:
-        world = SimulatedWorld(random.Random(seed), _ground(kind))
-        if n_surveyed is not None:
-            world.n_surveyed = n_surveyed
         world.run(n_scores, most_acts=n_acts)
+        return world
     except Exception as problem:
-        said = f"seed {seed}: {n_scores} scores, {n_acts} acts, {kind}: {problem!r}"
-        raise AssertionError(said) from problem
-    return world
+        said = f"seed {row}\n{problem!r}\n{traceback.format_exc()}"
+    # From here, and without pytest's own picture: both would stand before the seed.
+    pytest.fail(said, pytrace=False)
 
 
 @pytest.mark.parametrize("share", range(len(_KINDS)))
