@@ -96,7 +96,7 @@ def _run(
     try:
         world.run(n_scores, most_acts=n_acts)
         return world
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001  # whatever it is, its seed comes first
         said = f"seed {row}\n{problem!r}\n{traceback.format_exc()}"
     # From here, and without pytest's own picture: both would stand before the seed.
     pytest.fail(said, pytrace=False)
