@@ -176,13 +176,13 @@ class _Near:
         rng = np.random.default_rng(2)
         history = self.material.history
         n = _RATE * _SECONDS
-        chosen = rng.integers(len(history), size=n).tolist()
+        chosen = [history[at] for at in rng.integers(len(history), size=n).tolist()]
         return [self._batch(first, chosen) for first in range(0, n, _EVENTS)]
 
-    def _batch(self, first: int, chosen: Sequence[int]) -> Batch:
+    def _batch(self, first: int, chosen: Sequence[Transaction]) -> Batch:
         maker, body, appends = self._bench.maker, [], []
         for number in range(first, first + _EVENTS):
-            of = self.material.history[chosen[number]]
+            of = chosen[number]
             time_ms = self._last_ms - len(chosen) // 20 + number // 20
             payment = Transaction(
                 f"live-{number}", time_ms, 4_999, "EUR", of.entities, fields=of.fields
