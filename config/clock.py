@@ -6,7 +6,11 @@ Rule: everything else is told the time; whoever must ask for it is handed a `Clo
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MS: Final = 253_402_300_799_999
 
 
 class Clock(Protocol):
@@ -19,6 +23,14 @@ class Clock(Protocol):
     def monotonic_s(self) -> float:
         """Seconds since an arbitrary instant; never steps back."""
         ...
+
+
+def readable(time_ms: int) -> str:
+    """An instant for people to read, in UTC: 2026-03-01 12:00:00.000 UTC."""
+    if not 0 <= time_ms <= _LAST_MS:
+        return f"{time_ms} ms"  # no calendar has it
+    moment = _EPOCH + timedelta(milliseconds=time_ms)
+    return f"{moment.replace(tzinfo=None).isoformat(' ', 'milliseconds')} UTC"
 
 
 class SystemClock:

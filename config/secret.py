@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from freshscore.config import environment
+from freshscore.config.clock import readable
 from freshscore.config.errors import SettingsError
 
 VARIABLE = "FRESHSCORE_SECRET"
@@ -90,7 +91,7 @@ class Secret:
         Raises SettingsError for an instant that no payment has.
         """
         if not _EARLIEST_MS <= since_ms < _LATEST_MS:
-            raise SettingsError(f"no secret begins at {since_ms} ms: from 1990 to 2100")
+            raise SettingsError(f"no secret begins at {readable(since_ms)}: from 1990 to 2100")
         keys = (self.key(purpose) for purpose in _KEPT)
         kept = b"".join((bytes.fromhex(self.record_id), *keys))
         return Secret(os.urandom(_MADE_BYTES), _PROCESS, since_ms, kept, self)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freshscore.config.clock import readable
 from freshscore.config.errors import WrongSecret
 from freshscore.config.settings import Settings
 from freshscore.features.packing import Keys
@@ -106,7 +107,8 @@ class IdentifierKeys:
         if note.former_id == self.key_id and self.former_id is None:
             if now_ms >= note.since_ms - self._ahead_ms:
                 raise WrongSecret(
-                    f"the secret here has key {self.key_id}; payments since {note.since_ms} are"
+                    f"the secret here has key {self.key_id}; payments since"
+                    f" {readable(note.since_ms)} are"
                     f" under key {note.key_id}: a rotation has begun that this process does not"
                     " know (FRESHSCORE_SECRET the new one, FRESHSCORE_FORMER_SECRET this one)"
                 )
@@ -135,12 +137,13 @@ class IdentifierKeys:
         """The note of a rotation that nobody knows of yet."""
         earliest_ms = now_ms + _LEASES_TO_LEARN * self.lease_ms + self._ahead_ms
         if self.since_ms is None or self.since_ms < earliest_ms:
+            since = "its instant" if self.since_ms is None else readable(self.since_ms)
             raise WrongSecret(
-                f"key {self.key_id} holds from {self.since_ms} on, and was not announced before"
-                f" (it is {now_ms}): processes with the former alone could not learn of it. Make"
-                " another successor that begins later, with `freshscore secret next`; or, if it has"
-                " begun and Redis was restored from a backup of before: docs/shared.md, Backup and"
-                " restore"
+                f"key {self.key_id} holds from {since} on, and was not announced before"
+                f" (it is {readable(now_ms)}): processes with the former alone could not learn of"
+                " it. Make another successor that begins later, with `freshscore secret next`; or,"
+                " if it has begun and Redis was restored from a backup of before: docs/shared.md,"
+                " Backup and restore"
             )
         return self._own(now_ms)
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file. Raises SettingsError."""
-    from freshscore.config.clock import SystemClock
+    from freshscore.config.clock import SystemClock, readable
     from freshscore.config.errors import SettingsError
     from freshscore.config.secret import shared_secret, write_secret
     from freshscore.output import write_json
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingsError("a rotation is under way: FRESHSCORE_FORMER_SECRET is set")
     if arguments.since <= now_ms:
         raise SettingsError(
-            f"--from is {arguments.since}, it is {now_ms}: a secret begins in the future, for all"
-            " processes must know it before"
+            f"--from is {readable(arguments.since)}, it is {readable(now_ms)}: a secret begins in"
+            " the future, for all processes must know it before"
         )
     successor = secret.successor(arguments.since)
     write_secret(successor, arguments.out)
