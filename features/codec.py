@@ -128,6 +128,19 @@ def decode(
     return _with_past(_with_count(state), past or {}, own)
 
 
+def is_closed(blob: bytes) -> bool:
+    """Whether a state has an F or S, or was erased: lines that records behind it keep to."""
+    if not has_header(blob) or len(blob) < HEADER_BYTES:
+        return False
+    _, _, _, generation, _, fold, _, _, _, _, early, _ = _HEADER.unpack_from(blob)
+    return bool(generation & _ERASED or fold or early)
+
+
+def has_header(blob: bytes) -> bool:
+    """Whether a state was compacted or erased since it began; else it is records alone."""
+    return blob.startswith(_MAGIC)
+
+
 def buckets_of_state(state: DecodedState) -> frozenset[int]:
     """The buckets that say what deferred events are, and what facts alone are about."""
     deferred = np.frombuffer(state.deferred, np.int64)[:: state.layout.width // 8]
@@ -200,7 +213,7 @@ def erased(blob: bytes, layout: StateLayout, *, below_ms: int, nonce: int) -> by
     if state.deferred:
         # No tile is left from the line on, so that none has what is appended there.
         end = Stretch(layout.width, state.deferred, 0, len(state.deferred) // layout.width)
-        records, _ = _union(state, end, line_ms)
+        records, _ = with_records(state, end, line_ms, state.forgotten_below_ms)
     kept = records.without(count_until(records.address, records.n, layout.width, line_ms - 1))
     return encode(
         msgspec.structs.replace(
@@ -285,7 +298,7 @@ def _still_asked_for(gone: Stretch, state: DecodedState) -> bytes:
 def _header(blob: bytes, layout: StateLayout) -> tuple[DecodedState, int, int]:
     """What the header says, with its numbers of tiles and records; nothing without one."""
     nothing = _nothing(layout)
-    if not blob.startswith(_MAGIC):
+    if not has_header(blob):
         return DecodedState(layout, *nothing), 0, 0
     if len(blob) < HEADER_BYTES:
         raise DamagedState(f"a state of entity {layout.name!r} ends within its header")
@@ -320,12 +333,17 @@ def _with_end(state: DecodedState) -> DecodedState:
         late = end.words[is_late & (times >> 16 >= lowest_ms)]
         state = msgspec.structs.replace(state, deferred=late.tobytes())
         end = _stretch(end.words[~is_late], layout)
-    records, version = _union(state, end, lowest_ms)
+    records, version = with_records(state, end, lowest_ms, state.forgotten_below_ms)
     return msgspec.structs.replace(state, records=records, version=version)
 
 
-def _union(state: DecodedState, end: Stretch, events_from_ms: int) -> tuple[Stretch, int]:
-    """Its records united with others, in any order; and the version with them."""
+def with_records(
+    state: DecodedState, end: Stretch, events_from_ms: int, facts_from_ms: int
+) -> tuple[Stretch, int]:
+    """The records of `state` united with others, in any order; and the version with them.
+
+    What the others say of instants before the two is left out.
+    """
     records, layout, width = state.records, state.layout, state.layout.width
     slots = 1 << (2 * end.n).bit_length()
     n_lost = (records.n + end.n + 7) & ~7
@@ -341,7 +359,7 @@ def _union(state: DecodedState, end: Stretch, events_from_ms: int) -> tuple[Stre
         end.n,
         layout.address,
         events_from_ms,
-        state.forgotten_below_ms,
+        facts_from_ms,
         id(out) + BYTES_AT,
         lost + n_lost,
         slots - 1,
@@ -372,7 +390,7 @@ def _with_deferred(state: DecodedState, past: Past, counted: NDArray[np.int64]) 
     is_asked = np.isin(buckets_of(words[:, 0]), [*past])
     known = np.concatenate([_past_events(past, layout)[:, 0], counted])
     new = _stretch(words[is_asked & ~np.isin(words[:, 0], known)], layout)
-    records, version = _union(state, new, 0)
+    records, version = with_records(state, new, 0, state.forgotten_below_ms)
     left = words[~is_asked].tobytes()
     return msgspec.structs.replace(state, records=records, version=version, deferred=left)
 
@@ -426,7 +444,7 @@ def _with_past(state: DecodedState, past: Past, own: int | None) -> DecodedState
         raise DamagedState(
             f"what was folded of a state of entity {layout.name!r} is not in its tiles"
         )
-    records, _ = _union(state, back, 0)
+    records, _ = with_records(state, back, 0, state.forgotten_below_ms)
     return _with_count(msgspec.structs.replace(state, records=records, tiles=tiles))
 
 

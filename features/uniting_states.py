@@ -13,7 +13,6 @@ tell: then they are damage, and never half right.
 
 from __future__ import annotations
 
-import struct
 from typing import Final, NamedTuple
 
 import msgspec
@@ -21,22 +20,23 @@ import msgspec
 from freshscore.config.errors import DamagedState
 from freshscore.features import layout as rec
 from freshscore.features import state_layout as s
-from freshscore.features.checksums import HEADER_BYTES
-from freshscore.features.codec import decode, encode, settled
+from freshscore.features.codec import (
+    decode,
+    encode,
+    has_header,
+    is_closed,
+    settled,
+    with_records,
+)
 from freshscore.features.compiled import kernel
 from freshscore.features.decoded_state import DecodedState, Stretch
 from freshscore.features.memory import BYTES_AT, i64
 from freshscore.features.past_events import Past
 from freshscore.features.state_layout import StateLayout
-from freshscore.features.uniting import add_digest, united
+from freshscore.features.uniting import add_digest
 
 # What no reader takes for a state: none of them has no bytes.
 _DAMAGED: Final = b""
-_MAGIC: Final = b"fsstate"
-# Two words of a header; the first is below 0 where an order erased it (features/codec.py).
-_GENERATION_AT: Final = 16
-_FOLD_AT: Final = 32
-_EARLY_AT: Final = 72
 _MODULUS: Final = 2**128
 _BEFORE_ALL: Final = -(2**62)
 
@@ -61,9 +61,9 @@ def united_state(
     one, other = former.state, current.state
     if one is None or other is None:
         return other if one is None else one
-    if other.startswith(_MAGIC):
+    if has_header(other):
         one, other = other, one
-    if other.startswith(_MAGIC) or _is_closed(one):
+    if has_header(other) or is_closed(one):
         return _united_by_records(former, current, layout, since_ms, own)
     # As if the other's records had been appended: whole ones, or both are refused.
     return one + other if len(other) % layout.width == 0 and other else _DAMAGED
@@ -110,16 +110,6 @@ def _check_apart(former: DecodedState, current: DecodedState, since_ms: int) -> 
         )
 
 
-def _is_closed(state: bytes) -> bool:
-    """Whether it has an F or S, or was erased: lines that the other's records know nothing of."""
-    if not state.startswith(_MAGIC) or len(state) < HEADER_BYTES:
-        return False
-    generation, fold_ms, early_ms = (
-        struct.unpack_from("<q", state, at)[0] for at in (_GENERATION_AT, _FOLD_AT, _EARLY_AT)
-    )
-    return bool(generation < 0 or fold_ms or early_ms)
-
-
 def _merged(one: DecodedState, other: DecodedState) -> DecodedState:
     """Both as one state, folded below the higher F, forgotten below the higher line.
 
@@ -163,33 +153,13 @@ def _union(one: DecodedState, other: DecodedState) -> tuple[Stretch, int]:
 
     What the other has folded and forgotten is in its version, and in none of its records.
     """
-    layout, left, right = one.layout, one.records, other.records
-    slots = 1 << (2 * right.n + 1).bit_length()
-    n_lost = (left.n + right.n + 7) & ~7
+    right = other.records
+    records, version = with_records(one, right, _BEFORE_ALL, _BEFORE_ALL)
     # Zeroed; bytes that nobody else has seen yet are ours to fill.
-    scratch = one.version.to_bytes(16, "little") + bytes(16 * right.n + n_lost + 4 * slots + 16)
-    out = bytes((left.n + right.n) * layout.width)
-    order = id(scratch) + BYTES_AT + 16
-    lost = order + 16 * right.n
-    n = united(
-        left.address,
-        left.n,
-        right.address,
-        right.n,
-        layout.address,
-        *(_BEFORE_ALL, _BEFORE_ALL),
-        id(out) + BYTES_AT,
-        lost + n_lost,
-        slots - 1,
-        order,
-        lost,
-        order - 16,
-    )
-    counted = len(scratch) - 16
-    _sum_digests(right.address, right.n, layout.address, id(scratch) + BYTES_AT + counted)
-    known = int.from_bytes(scratch[:16], "little")
-    gone = other.version - int.from_bytes(scratch[counted:], "little")
-    return Stretch(layout.width, out, 0, n), (known + gone) % _MODULUS
+    counted = bytes(16)
+    _sum_digests(right.address, right.n, one.layout.address, id(counted) + BYTES_AT)
+    gone = other.version - int.from_bytes(counted, "little")
+    return records, (version + gone) % _MODULUS
 
 
 @kernel

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from freshscore.config.errors import BadTransaction
 
@@ -64,6 +65,12 @@ def named_entity(arguments: argparse.Namespace, deployment: Deployment) -> tuple
         return number, [arguments.hash]
     parts = deployment.program.entities[number].parts
     return number, tokens_of(deployment, number, [_asked(part) for part in parts])
+
+
+def with_former(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One answer for `--json` of the figures of each token that `named_entity` gives."""
+    first, *former = figures
+    return first | ({"former": former[0]} if former else {})
 
 
 def _asked(part: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from freshscore.arguments import settings_of
-from freshscore.named_entity import add_entity_arguments, named_entity
+from freshscore.named_entity import add_entity_arguments, named_entity, with_former
 from freshscore.named_model import named_version
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         | msgspec.to_builtins(scores)
         for token, scores in zip(tokens, found, strict=True)
     ]
-    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    write_json(arguments.json, with_former(figures))
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 from freshscore.arguments import settings_of
-from freshscore.named_entity import add_entity_arguments, named_entity
+from freshscore.named_entity import add_entity_arguments, named_entity, with_former
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
         {"entity": name, "token": token.hex()} | msgspec.to_builtins(erased)
         for token, erased in orders
     ]
-    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    write_json(arguments.json, with_former(figures))
     return int(not is_carried_out or any(erased.scores.n_behind for _, erased in orders))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from freshscore.arguments import settings_of
-from freshscore.named_entity import add_entity_arguments, named_entity
+from freshscore.named_entity import add_entity_arguments, named_entity, with_former
 
 if TYPE_CHECKING:
     from freshscore.invalidation.entity_reading import EntityView, RecordView
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             shown: dict[str, Any] = msgspec.to_builtins(view)
             shown |= {"aggregates": values, "records": msgspec.to_builtins(records)}
             figures.append(shown | {"now_ms": now_ms})
-    write_json(arguments.json, figures[0] | ({"former": figures[1]} if figures[1:] else {}))
+    write_json(arguments.json, with_former(figures))
     views = [view for _, view, _ in read]
     is_known = any(view.is_known for view in views)
     return int(not is_known or any(view.problem is not None for view in views))

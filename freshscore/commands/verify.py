@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from datetime import UTC, datetime
 
 from freshscore.arguments import seed, settings_of
 
@@ -37,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     import msgspec
     import numpy as np
 
+    from freshscore.config.clock import readable
     from freshscore.config.secret import random_seed
     from freshscore.invalidation.deployment import opened
     from freshscore.invalidation.sampling import sampled_states
@@ -63,10 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
         [(*which, count, records[which]) for which, count in sorted(verdicts.items())],
     )
     if states.line_ms:
-        line = datetime.fromtimestamp(states.line_ms / 1_000, UTC)
         print(
-            f"compared: what happened from {line.isoformat(' ', 'milliseconds')} on; of what was"
-            " before, or came with a backfill, the log cannot tell"
+            f"compared: what happened from {readable(states.line_ms)} on; of what was before, or"
+            " came with a backfill, the log cannot tell"
         )
     if states.n_letters_left_out:
         print(
