@@ -54,6 +54,7 @@ from tests.servers.secured_kafka import Rule, SecuredKafka
 Secure = Callable[..., SecuredRedis]
 Watch = Callable[[str], contextlib.AbstractContextManager[None]]
 _MODEL_MS = 4
+_HEARD_WITHIN_S = 30.0
 _BY_RULE = re.compile(
     r"is Allowed .*based on rule MatchingAcl\(acl=StandardAcl\(resourceType=(\w+),"
     r" resourceName=(\S+), patternType=LITERAL, principal=User:(\S+), host=\*, operation=(\w+),"
@@ -140,13 +141,13 @@ def go_through(own: Guarded, beside: Guarded, during: Watch = unwatched) -> None
             "shared", settings=own.given_to("scorer") | {"redis.near": True}, model=dear
         ) as near:
             assert own.consume() == beside.consume()
-            # It has read what was published, and has looked whether that is all.
+            consume_until_heard(own, near)
+            # It has looked whether that is all.
             threading.Event().wait(0.5)
             assert near.stats()["near"]["messages"] > 0
             assert near.stats()["near"]["troubles"] == 0
             with during("scorer"):
-                # It looks four times a heartbeat; on a busy machine some of these come late.
-                threading.Event().wait(1.5)
+                threading.Event().wait(0.5)
         with opened(own) as scorer:
             at_ms = now_ms() + 2_000
             with during("scorer"):
@@ -182,8 +183,9 @@ def go_beside(own: Guarded, during: Watch = unwatched) -> None:
         own.send(recent(20, first=8_000))
         turns_until(shadow, lambda: shadow.counts.n_messages == 20)
     own.consume()
+    consume_until_heard(own, shadow._parts.scorer)
     with during("shadow"):
-        # It reads what was published, and looks whether that is all.
+        # It looks whether that is all.
         threading.Event().wait(0.5)
         shadow.close()
     assert shadow.counts.n_published == 20
@@ -209,6 +211,15 @@ def by_an_operator(own: Guarded, card: str, before_ms: int) -> None:
     # Nobody consumes, so it is not seen to be carried out.
     asked = ("entities", "forget", "--entity", "card", "--hash", card)
     assert own.run(*asked, kafka__request_timeout_s=1.0) == 1
+
+
+def consume_until_heard(own: Guarded, near: Scorer) -> None:
+    """Of what was published before it listened a follower never hears, and looks for nothing."""
+    clock = SystemClock()
+    ends_s = clock.monotonic_s() + _HEARD_WITHIN_S
+    while not near.stats()["near"]["messages"]:
+        assert clock.monotonic_s() < ends_s, "the follower hears nothing"
+        own.consume()
 
 
 def mine_card(mine: dict[str, Any]) -> int:
